@@ -1,0 +1,30 @@
+import pathlib
+import re
+
+from setuptools import setup
+
+here = pathlib.Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "speval" / "__init__.py").read_text())
+
+setup(
+    name="speval",
+    version=version.group(1),
+    description="Simple parallel function evaluator: a function, a list of arguments, one sqlite3 file",
+    long_description=(here / "README.rst").read_text(encoding="utf-8"),
+    long_description_content_type="text/x-rst",
+    author="Dmitrii Torbunov and the speval developers",
+    license="MIT",
+    packages=["speval"],
+    package_data={"speval": ["py.typed"]},
+    python_requires=">=3.9",
+    install_requires=[],
+    extras_require={
+        "test": ["pytest", "hypothesis", "coverage>=7.10", "numpy", "ruff", "mypy"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: MIT License",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3 :: Only",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,1553 @@
+"""Evaluate a function over a list of arguments, by any number of processes, in one sqlite3 file.
+
+The script is the worker: every instance that is started claims pending evaluations in the database,
+evaluates them and stores the results, until nothing is left::
+
+                  claim                complete
+        pending --------> in_progress ----------> completed     the first result stays
+         ^   ^                 |  |      fail
+         |   |_____release_____|  |-------------> failed        func raised, or lost max_attempts times
+         |_________reclaim________|                 |
+         |______________________reset_______________|           (also from completed)
+
+Every claim has a number, its *attempt*, which only grows: it is the token by which a worker that was
+presumed dead is told from the one that holds the evaluation now.
+
+Below, in this order: the statements, the errors, JSON and spaces, signals, the locks beside the
+database, the database, the state machine, the worker, and the public functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import errno
+import hashlib
+import itertools
+import json
+import logging
+import os
+import random
+import signal
+import sqlite3
+import struct
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+try:
+    import fcntl
+except ImportError:  # Windows: no queue and no liveness, only `timeout` reclaims
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "SpaceMismatch",
+    "SpevalError",
+    "count_evals",
+    "current_eval",
+    "iter_evals",
+    "load_evals",
+    "reset_evals",
+    "speval",
+]
+
+log = logging.getLogger("speval")
+T = TypeVar("T")
+
+APPLICATION_ID = 0x73706576  # "spev"
+FORMAT = 1
+STATUSES = ("pending", "in_progress", "completed", "failed")
+COLUMNS_0_1_1 = ["name", "status", "updated", "result", "args"]
+
+# `reset` is the attempt at the last reset: no claim up to it can store anything any more.
+CREATE = (
+    """CREATE TABLE evals (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        status TEXT NOT NULL CHECK (status IN ('pending', 'in_progress', 'completed', 'failed')),
+        updated REAL NOT NULL,
+        result TEXT,
+        args TEXT NOT NULL,
+        error TEXT,
+        attempt INTEGER NOT NULL DEFAULT 0,
+        losses INTEGER NOT NULL DEFAULT 0,
+        reset INTEGER NOT NULL DEFAULT 0,
+        worker INTEGER,
+        started REAL)""",
+    """CREATE TABLE workers (
+        id INTEGER PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL,
+        started REAL NOT NULL, ended REAL)""",
+    """CREATE TABLE spaces (
+        fingerprint TEXT PRIMARY KEY, size INTEGER NOT NULL, func TEXT NOT NULL, added REAL NOT NULL)""",
+    "CREATE INDEX evals_pending ON evals (id) WHERE status = 'pending'",
+    "CREATE INDEX evals_in_progress ON evals (worker) WHERE status = 'in_progress'",
+    "CREATE INDEX evals_failed ON evals (id) WHERE status = 'failed'",
+    "CREATE INDEX workers_alive ON workers (id) WHERE ended IS NULL",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {FORMAT}",
+)
+UPGRADE_0_1_1 = (
+    "ALTER TABLE evals RENAME TO evals_0_1_1",
+    *CREATE,
+    """INSERT INTO evals (name, status, updated, result, args, attempt)
+        SELECT name, CASE status WHEN 'in_progress' THEN 'pending' ELSE status END,
+            updated, result, args, status <> 'pending'
+        FROM evals_0_1_1 ORDER BY rowid""",
+    "DROP TABLE evals_0_1_1",
+)
+
+KNOW_SPACE = """
+    SELECT 1 FROM spaces WHERE fingerprint = :fingerprint AND size <= (SELECT count(*) FROM evals)"""
+KEEP_SPACE = "INSERT OR REPLACE INTO spaces VALUES (:fingerprint, :size, :func, :now)"
+FIRST_FUNC = "SELECT func FROM spaces ORDER BY added LIMIT 1"
+ADD_EVAL = "INSERT INTO evals (name, status, updated, args) VALUES (:name, 'pending', :now, :args)"
+LOOKUP_ARGS = "SELECT args FROM evals WHERE name = :name"
+
+JOIN = "INSERT INTO workers (id, host, pid, started) VALUES (:worker, :host, :pid, :now)"
+LOOKUP_WORKER = "SELECT ended FROM workers WHERE id = :worker"
+LIVE_WORKERS = "SELECT id, host, pid FROM workers WHERE ended IS NULL AND id <> :worker"
+MARK_ENDED = "UPDATE workers SET ended = :ended WHERE id = :worker"
+
+# The WHERE of a partial index has to stand here letter for letter, or SQLite scans the table.
+FIND_PENDING = """
+    SELECT id, name, args, attempt + 1, losses FROM evals WHERE status = 'pending' ORDER BY id LIMIT :room"""
+CLAIM = """
+    UPDATE evals SET status = 'in_progress', attempt = :attempt, worker = :worker, started = :now,
+        updated = :now
+    WHERE id = :id AND status = 'pending' AND attempt = :attempt - 1"""
+# Also over what was lost (pending again, claimed by another, or failed by losses, which leaves no
+# worker), as long as there is no other result.
+COMPLETE = """
+    UPDATE evals SET status = 'completed', result = :result, error = NULL, worker = :worker,
+        started = :started, updated = :now
+    WHERE id = :id AND :attempt > reset
+        AND (status IN ('pending', 'in_progress') OR status = 'failed' AND worker IS NULL)"""
+FAIL = """
+    UPDATE evals SET status = 'failed', error = :error, updated = :now
+    WHERE id = :id AND status = 'in_progress' AND attempt = :attempt AND :attempt > reset"""
+RELEASE = """
+    UPDATE evals SET status = 'pending', worker = NULL, started = NULL, updated = :now
+    WHERE status = 'in_progress' AND worker = :worker"""
+CLAIMS_OF = "SELECT name FROM evals WHERE status = 'in_progress' AND worker IS :worker ORDER BY id"
+OLDEST_CLAIM = """
+    SELECT id, attempt FROM evals WHERE status = 'in_progress' AND worker = :worker ORDER BY id LIMIT 1"""
+RECLAIM = """
+    UPDATE evals SET worker = NULL, started = NULL, updated = :now, losses = losses + 1,
+        status = CASE WHEN losses + 1 < :max_attempts THEN 'pending' ELSE 'failed' END,
+        error = 'lost ' || (losses + 1) || ' times: each time its worker died or ran past the timeout'
+    WHERE status = 'in_progress' AND worker IS :worker"""
+UNKNOWN_HOLDERS = """
+    SELECT DISTINCT worker FROM evals WHERE status = 'in_progress'
+        AND (worker IS NULL OR worker NOT IN (SELECT id FROM workers WHERE ended IS NULL))"""
+RESET = """
+    UPDATE evals SET status = 'pending', result = NULL, error = NULL, losses = 0, reset = attempt,
+        worker = NULL, started = NULL, updated = :now
+    WHERE status <> 'pending' AND (:status IS NULL OR status = :status)
+        AND (:name IS NULL OR name = :name)"""
+
+LEFT = """
+    SELECT EXISTS (SELECT 1 FROM evals WHERE status = 'pending'),
+        EXISTS (SELECT 1 FROM evals WHERE status = 'in_progress')"""
+IN_PROGRESS = """
+    SELECT name, evals.started, host, pid FROM evals LEFT JOIN workers ON workers.id = worker
+    WHERE status = 'in_progress' ORDER BY evals.id LIMIT 3"""
+COUNT = """
+    SELECT (SELECT count(*) FROM evals WHERE status = 'pending'),
+        (SELECT count(*) FROM evals WHERE status = 'in_progress'),
+        (SELECT count(*) FROM evals),
+        (SELECT count(*) FROM evals WHERE status = 'failed')"""
+COUNT_0_1_1 = """
+    SELECT total(status = 'pending'), total(status = 'in_progress'), count(*), 0 FROM evals"""
+LAST_OF_CHUNK = """
+    SELECT max(id) FROM (SELECT id FROM evals WHERE id > :after ORDER BY id LIMIT :room)"""
+READ = """
+    SELECT id, name, status, updated, result, args, error, attempt, losses, worker, started FROM evals
+    WHERE id > :after AND id <= :last AND (:status IS NULL OR status = :status) ORDER BY id"""
+LAST_OF_CHUNK_0_1_1 = """
+    SELECT max(rowid) FROM (SELECT rowid FROM evals WHERE rowid > :after ORDER BY rowid LIMIT :room)"""
+READ_0_1_1 = """
+    SELECT rowid, name, status, updated, result, args, NULL, 0, 0, NULL, NULL FROM evals
+    WHERE rowid > :after AND rowid <= :last AND (:status IS NULL OR status = :status) ORDER BY rowid"""
+
+
+class SpevalError(Exception):
+    """What went wrong with a database of evaluations, and what to do about it."""
+
+
+class SpaceMismatch(SpevalError):
+    """The evaluation space differs from the stored one under the same name.
+
+    Attributes
+    ----------
+    name : str
+        Name of the first evaluation that differs.
+    stored, given : object
+        Its arguments in the database and in the evaluation space.
+    """
+
+    def __init__(self, path: str, name: str, stored: object, given: object) -> None:
+        super().__init__(
+            f"evaluation {name!r} of {path} has the arguments {_cut(repr(stored))}, but the evaluation"
+            f" space now says {_cut(repr(given))}. All instances have to get the same evaluation space: seed the random"
+            " generator, sort what came from a set or from os.listdir, name the evaluations with a dict,"
+            " or use another file for another space."
+        )
+        self.name, self.stored, self.given = name, stored, given
+
+
+class NotWritable(SpevalError):
+    """The database cannot be written for now: disk full, quota, read-only, input/output error."""
+
+
+# Before Python 3.11 the errors of sqlite3 have no code; the messages of sqlite3_errstr() stand in.
+SQLITE_BUSY, SQLITE_READONLY, SQLITE_IOERR, SQLITE_CORRUPT = 5, 8, 10, 11
+SQLITE_FULL, SQLITE_CANTOPEN, SQLITE_PROTOCOL, SQLITE_NOTADB = 13, 14, 15, 26
+MESSAGES = {
+    "database is locked": SQLITE_BUSY,
+    "attempt to write a readonly database": SQLITE_READONLY,
+    "disk I/O error": SQLITE_IOERR,
+    "database disk image is malformed": SQLITE_CORRUPT,
+    "database or disk is full": SQLITE_FULL,
+    "unable to open database file": SQLITE_CANTOPEN,
+    "locking protocol": SQLITE_PROTOCOL,
+    "file is not a database": SQLITE_NOTADB,
+}
+
+
+def _code(exc: sqlite3.Error) -> int:
+    """Return the primary result code of SQLite, 1 (SQLITE_ERROR) if there is none."""
+    code = getattr(exc, "sqlite_errorcode", None)
+    return MESSAGES.get(str(exc), 1) if code is None else code & 0xFF
+
+
+MAX_JSON = 400_000_000  # characters; SQLite takes 10**9 bytes a row, args, result and error together
+MAX_ERROR = 64 * 1024  # characters
+
+
+def _cut(text: str, room: int = 200) -> str:
+    """Return `text` with its middle left out if it has more than `room` characters."""
+    return text if len(text) <= room else f"{text[: room // 2]} [...] {text[-room // 2 :]}"
+
+
+def _tolist(value: Any) -> Any:
+    """Convert what JSON does not know: NumPy scalars and arrays, and anything else with ``tolist``."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+_encode = json.JSONEncoder(default=_tolist).encode
+
+
+def _to_json(value: Any) -> str:
+    """Return `value` as JSON; `TypeError` if it has none, whatever the reason."""
+    try:
+        text = _encode(value)
+    except Exception as exc:
+        raise TypeError(
+            f"{type(value).__name__} cannot be stored as JSON: {exc or type(exc).__name__}"
+        ) from exc
+    if len(text) > MAX_JSON:
+        raise TypeError(f"{len(text)} characters of JSON are too many, {MAX_JSON} can be stored")
+    return text
+
+
+def _from_json(text: Any, what: str) -> Any:
+    """Return the value of a JSON `text` from a database; ``''`` and None (of speval 0.1.1) are kept."""
+    try:
+        return json.loads(text) if text else text
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise SpevalError(f"{what} cannot be read, it is not JSON: {exc}") from exc
+
+
+class Space:
+    """An evaluation space as text, for one pass over what the user gave and several over the text.
+
+    A temporary file with a line for each evaluation: its name, a tab, its arguments, both as JSON.
+    Nothing of it is in memory, and it is made before any transaction, because the user's iterable may
+    take its time.
+
+    Attributes
+    ----------
+    size : int
+        Number of evaluations.
+    fingerprint : str
+        Hash of names and arguments, in their order.
+    """
+
+    def __init__(self, eval_space: Union[Mapping[Any, Any], Iterable[Any]]) -> None:
+        import tempfile
+
+        self.size = 0
+        self._file = tempfile.SpooledTemporaryFile(1 << 20)
+        digest = hashlib.blake2b(digest_size=16)
+        try:
+            for name, args in _named(eval_space):
+                line = f"{_encode(name)}\t{_args_to_json(name, args)}\n".encode()
+                digest.update(line)
+                self._file.write(line)
+                self.size += 1
+        except BaseException:
+            self._file.close()
+            raise
+        self.fingerprint = digest.hexdigest()
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Yield name and arguments, the latter as JSON."""
+        self._file.seek(0)
+        for line in self._file:
+            name, _, args = line.decode().partition("\t")
+            yield json.loads(name), args[:-1]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _named(eval_space: Union[Mapping[Any, Any], Iterable[Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield name and arguments of each evaluation; those of a list are called "0", "1", ..."""
+    if not isinstance(eval_space, Mapping):
+        for index, args in enumerate(eval_space):
+            yield str(index), args
+        return
+    names = set()
+    for key, args in eval_space.items():
+        name = _to_name(key)
+        if name in names:
+            raise ValueError(f"two evaluations are called {name!r} as text: give them different names")
+        names.add(name)
+        yield name, args
+
+
+def _to_name(key: Any) -> str:
+    if not isinstance(key, (str, int, float)) and not hasattr(key, "__index__"):
+        raise TypeError(f"an evaluation is named by a str or a number, not by {key!r}")
+    try:
+        str(key).encode()
+    except UnicodeEncodeError as exc:
+        raise ValueError(f"the name {key!r} has no UTF-8: use os.fsencode(name).hex(), say") from exc
+    return str(key)
+
+
+def _args_to_json(name: str, args: Any) -> str:
+    try:
+        return _to_json(args)
+    except TypeError as exc:
+        raise TypeError(f"the arguments of evaluation {name!r}: {exc}") from exc
+
+
+class _Held(contextlib.AbstractContextManager["_Held"]):
+    """Hold back SIGINT, SIGTERM and SIGTSTP in the block: their handlers run when it is over.
+
+    A second signal of a kind takes its default at once. Masking them in the main thread would not be
+    enough: the kernel gives the signal to any other thread (of a BLAS, say), and Python then runs the
+    handler in the main thread all the same.
+    """
+
+    def __enter__(self) -> _Held:
+        self._got: list[int] = []
+        self._handlers: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            try:
+                for signum, old in _handlers():
+                    self._handlers[signum] = old
+                    signal.signal(signum, self._hold)
+            except BaseException:
+                self._restore()
+                raise
+        return self
+
+    def _hold(self, signum: int, frame: object) -> None:
+        self._got.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+
+    def _restore(self) -> None:
+        for signum, old in self._handlers.items():
+            signal.signal(signum, old)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._restore()
+        for signum in self._got:
+            signal.raise_signal(signum)
+
+
+def _handlers() -> list[tuple[int, Any]]:
+    """Return the signals that would raise in a transaction or stop it, with their handlers."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGTSTP") if hasattr(signal, name)]
+    handlers = [(getattr(signal, name), signal.getsignal(getattr(signal, name))) for name in names]
+    return [
+        (signum, handler)
+        for signum, handler in handlers
+        if callable(handler) or (handler is signal.SIG_DFL and signum.name == "SIGTSTP")
+    ]
+
+
+@contextlib.contextmanager
+def _default_signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the process at once in the block: one has been heeded already."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {s: h for s, h in _handlers() if s in (signal.SIGINT, signal.SIGTERM)}
+    for signum in handlers:
+        signal.signal(signum, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+class _Sigterm(contextlib.AbstractContextManager["_Sigterm"]):
+    """Let SIGTERM raise in the block, then end the process as SIGTERM would.
+
+    Only in the main thread, and only where the default stands: a handler of the user's is his.
+    """
+
+    def __enter__(self) -> _Sigterm:
+        self.came = False
+        self._pid = os.getpid()
+        main = threading.current_thread() is threading.main_thread()
+        self._installed = main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if self._installed:
+            signal.signal(signal.SIGTERM, self._raise)
+        return self
+
+    def _raise(self, signum: int, frame: object) -> None:
+        if os.getpid() != self._pid:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        self.came = True
+        raise _Terminated
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._installed:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if self.came and os.getpid() == self._pid:
+                signal.raise_signal(signal.SIGTERM)
+
+
+LOCKS_SENTENCE = b"Locks of the speval database beside this file; do not delete it while instances run.\n"
+HOLDER, MADE = 128, 256  # offsets in that file: who holds the queue, when it was made beside claims
+QUEUE = 0  # byte 0 is the queue of writers, byte 1 + id says that a worker is alive
+SETTLE = 10.0  # seconds in which the workers take their bytes of a new file again
+LONG_WAIT = 10.0  # seconds after which somebody says so
+NETWORK_MOUNTS = ("nfs", "cifs", "smb", "9p", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.")
+LOCAL_LOCKS = ("nolock", "local_lock=all", "local_lock=posix", "localflock")
+
+
+class Locks:
+    """Advisory locks of this process on bytes of the file beside a database, ``<database>-lock``.
+
+    The kernel drops them when the process ends, however it ends: so they tell without any clock which
+    workers live. Open-file-description locks where there are some (Linux), because POSIX locks are lost
+    as soon as anything in the process opens and closes the file; POSIX locks elsewhere; none on Windows,
+    nor where the file cannot be made: then `blind` is true.
+
+    One object a database and process, shared by its threads; `mutex` keeps their transactions apart.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path + "-lock"
+        self.mutex = threading.RLock()
+        self.blind = fcntl is None
+        self._database = path
+        self._workers: set[int] = set()
+        self._fd = -1
+        self._identity: Optional[tuple[int, int]] = None
+        self._ofd = hasattr(fcntl, "F_OFD_SETLK")
+        self._shared, local = _mount(path)
+        if local:
+            log.warning(
+                "%s is on a mount whose locks are local to each host (%s): instances on several hosts will"
+                " take each other for dead. Mount it without that option, or run them on one host.",
+                path,
+                local,
+            )
+
+    def _lock(self, byte: int, wait: bool = False) -> bool:
+        """Lock a byte; False if somebody else has it."""
+        try:
+            if self._ofd:
+                how = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+                fcntl.fcntl(self._fd, how, _flock(fcntl.F_WRLCK, byte))
+            else:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
+        except OSError as exc:
+            if exc.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def _unlock(self, byte: int) -> None:
+        if self._ofd:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, byte))
+        else:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, byte)
+
+    def _open(self, create: bool) -> None:
+        """Open the file, made if need be with the database's mode, and take the bytes of our workers."""
+        for how in (os.O_RDWR, os.O_RDWR | os.O_CREAT | os.O_EXCL, os.O_RDWR)[: 3 if create else 1]:
+            with contextlib.suppress(FileNotFoundError if how == os.O_RDWR else FileExistsError):
+                self._fd = os.open(self.path, how, 0o666)
+                break
+        else:
+            return
+        found = os.fstat(self._fd)
+        self._identity = found.st_dev, found.st_ino
+        if found.st_size == 0:
+            with contextlib.suppress(OSError):  # the locks work without what is only for people
+                os.write(self._fd, LOCKS_SENTENCE)
+                os.fchmod(self._fd, os.stat(self._database).st_mode & 0o777)
+        try:
+            self._lock_workers()
+        except OSError as exc:
+            if not (self._ofd and exc.errno == errno.EINVAL):  # a kernel older than 3.15
+                raise
+            self._ofd = False
+            self._lock_workers()
+
+    def _lock_workers(self) -> None:
+        self._is_locked(QUEUE)  # says whether there are locks at all
+        for worker in self._workers:
+            self._lock(1 + worker, wait=True)
+
+    def _close(self) -> None:
+        """Close the descriptor, unless `func` closed it and the number means another file by now."""
+        if self._fd >= 0 and _identity(self._fd) == self._identity:
+            os.close(self._fd)
+        self._fd, self._identity = -1, None
+
+    def _refresh(self, create: bool) -> None:
+        """Make sure that we have the file that is at its path: somebody may have deleted it."""
+        if fcntl is None:
+            return
+        if self._fd >= 0 and _identity(self._fd) == self._identity == _identity(self.path):
+            return
+        self._close()
+        try:
+            self._open(create or bool(self._workers))
+        except OSError as exc:
+            self._close()
+            if self._workers and not self.blind:
+                log.warning(
+                    "no locks on %s (%s): dead workers are not noticed, set a timeout", self.path, exc
+                )
+                self.blind = True
+
+    @contextlib.contextmanager
+    def turn(self, create: bool) -> Iterator[None]:
+        """Wait for our turn among the transactions on this database, of this process and of others.
+
+        Only a queue, in which the kernel wakes one after the other where SQLite polls with growing
+        sleeps: SQLite's own lock is what keeps transactions apart, so any trouble means going on.
+        """
+        with self.mutex:
+            self._refresh(create)
+            queued = self._fd >= 0 and not self._shared and self._enqueue()
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    if queued:
+                        self._unlock(QUEUE)
+                if not self._workers:
+                    self._close()
+
+    def _enqueue(self) -> bool:
+        try:
+            if not self._lock(QUEUE):
+                with _notice(lambda: f"waiting for {self.path}, which {self._holder()} holds"):
+                    self._lock(QUEUE, wait=True)
+        except OSError:
+            return False
+        with contextlib.suppress(OSError):
+            os.pwrite(self._fd, f"process {os.getpid()} on {_host()}".ljust(100).encode()[:100], HOLDER)
+        return True
+
+    def _holder(self) -> str:
+        return os.pread(self._fd, 100, HOLDER).decode(errors="replace").strip() or "somebody"
+
+    def add(self, worker: int) -> None:
+        """Say that a worker of this process is alive, until `discard` or the end of the process."""
+        with self.mutex:
+            self._workers.add(worker)
+            self._refresh(create=True)
+            if self._fd >= 0:
+                self._lock(1 + worker, wait=True)
+
+    def discard(self, worker: int) -> None:
+        with self.mutex:
+            self._workers.discard(worker)
+            if self._fd >= 0 and _identity(self._fd) == self._identity:
+                self._unlock(1 + worker)
+            if not self._workers:
+                self._close()
+
+    def is_dead(self, worker: int) -> bool:
+        """Tell whether a worker of any process is dead for sure."""
+        if self.blind or self._fd < 0 or worker in self._workers:
+            return False
+        try:
+            return not self._is_locked(1 + worker)
+        except (OSError, OverflowError):  # OverflowError: no number that we have given
+            return False
+
+    def _is_locked(self, byte: int) -> bool:
+        if self._ofd:
+            answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, byte))
+            return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+        if not self._lock(byte):
+            return True
+        self._unlock(byte)
+        return False
+
+    def is_settled(self, claims: bool) -> bool:
+        """Tell whether every live worker has had the time to take its byte.
+
+        False for some seconds after the file was made beside claims in progress, that is, after
+        somebody deleted it. To be called in a write transaction or a look, `claims`: are there any?
+        """
+        if self._fd < 0:
+            return True
+        made = os.pread(self._fd, 20, MADE)
+        if not made:
+            made = b"%d" % (time.time() if claims else 0)
+            with contextlib.suppress(OSError):
+                os.pwrite(self._fd, made, MADE)
+        return not made.isdigit() or abs(time.time() - int(made)) >= SETTLE
+
+    def forget(self) -> None:
+        """In a forked child: close the inherited descriptor, or the child would keep our workers alive."""
+        self._close()
+        self._workers.clear()
+        self.mutex = threading.RLock()
+
+
+def _flock(kind: int, byte: int) -> bytes:
+    """Return a ``struct flock`` of Linux for one byte of a file."""
+    return struct.pack("hhqqi0q", kind, os.SEEK_SET, byte, 1, 0)
+
+
+def _identity(file: Union[int, str]) -> Optional[tuple[int, int]]:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _host() -> str:
+    return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "localhost")
+
+
+def _mount(path: str, table: str = "/proc/self/mounts") -> tuple[bool, str]:
+    """Tell whether `path` is on a network mount, and the option that keeps its locks local, or ''."""
+    best, kind, options = "", "", ""
+    with contextlib.suppress(OSError), open(table, errors="surrogateescape") as lines:
+        for line in lines:
+            _, point, its_kind, its_options, *_ = line.split(" ")
+            point = point.replace("\\040", " ").rstrip("/") + "/"
+            if path.startswith(point) and len(point) >= len(best):
+                best, kind, options = point, its_kind, its_options
+    network = kind.startswith(NETWORK_MOUNTS)
+    return network, next((o for o in options.split(",") if network and o in LOCAL_LOCKS), "")
+
+
+@contextlib.contextmanager
+def _notice(message: Callable[[], str]) -> Iterator[None]:
+    """Say so when the block takes long; from another thread, because this one waits in the kernel."""
+    timer = threading.Timer(LONG_WAIT, lambda: log.warning("%s: for %d s by now", message(), LONG_WAIT))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join(0.01)  # not longer: a log handler may wait for the very mutex that we hold
+
+
+_all_locks: dict[str, Locks] = {}
+_forking = threading.Lock()
+_held_for_fork: list[Any] = []  # typeshed has no common type of Lock and RLock
+
+
+def _hold_for_fork() -> None:
+    """Let no fork happen inside a transaction of another thread: the child would inherit it half done."""
+    mutexes: list[Any] = [_forking, *(locks.mutex for locks in list(_all_locks.values()))]
+    for mutex in mutexes:
+        mutex.acquire()
+        _held_for_fork.append(mutex)
+
+
+def _release_after_fork() -> None:
+    held = _held_for_fork[::-1]
+    _held_for_fork.clear()
+    for mutex in held:
+        mutex.release()
+
+
+def _forget_after_fork() -> None:
+    _release_after_fork()
+    for locks in _all_locks.values():
+        locks.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_hold_for_fork, after_in_parent=_release_after_fork, after_in_child=_forget_after_fork
+    )
+
+
+EMPTY, OF_0_1_1, CURRENT = range(3)
+
+
+class Database:
+    """The evaluations in one sqlite3 file. Each transaction opens it and closes it again.
+
+    So no connection is open while `func` runs, and nothing that `func` does to descriptors or by
+    forking can hurt the database.
+    """
+
+    def __init__(self, fname: Union[str, os.PathLike[str]]) -> None:
+        name = os.fsdecode(fname)
+        if not name:
+            raise ValueError("the file name of the database is empty")
+        self.path = os.path.realpath(name)
+        if self.path not in _all_locks:
+            _all_locks.setdefault(self.path, Locks(self.path))
+        self.locks = _all_locks[self.path]
+
+    def read(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """Open a transaction that reads. No file is made."""
+        return self._transaction("BEGIN", "rw")
+
+    def write(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """Open a transaction that writes. No file is made."""
+        return self._transaction("BEGIN IMMEDIATE", "rw")
+
+    def create(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """Open a transaction that writes, in a new file if there is none."""
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        return self._transaction("BEGIN IMMEDIATE", "rwc")
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str, mode: str) -> Iterator[sqlite3.Connection]:
+        writes = begin != "BEGIN"
+        with self.locks.turn(create=writes and (mode == "rwc" or os.path.exists(self.path))):
+            conn = None
+            try:
+                conn = self._connect(mode)
+                if writes:
+                    _patiently(conn, "PRAGMA journal_mode = TRUNCATE")
+                    conn.execute("PRAGMA synchronous = FULL")
+                else:
+                    conn.execute("PRAGMA query_only = ON")
+                _patiently(conn, begin)
+                yield conn
+                _patiently(conn, "COMMIT")
+            except sqlite3.Error as exc:
+                raise self._explained(exc) from exc
+            finally:
+                if conn is not None:
+                    _close(conn)
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        path = self.path.replace("\\", "/") if os.name == "nt" else self.path
+        path = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+        url = f"file://{path if path.startswith('/') else '/' + path}?mode={mode}"
+        conn = sqlite3.connect(url, timeout=1.0, isolation_level=None, uri=True)
+        conn.execute("PRAGMA trusted_schema = OFF")
+        return conn
+
+    def format(self, conn: sqlite3.Connection) -> int:
+        """Return EMPTY, OF_0_1_1 or CURRENT; `SpevalError` for a database of something else."""
+        ((application,),) = conn.execute("PRAGMA application_id").fetchall()
+        ((version,),) = conn.execute("PRAGMA user_version").fetchall()
+        if application == APPLICATION_ID:
+            if version == FORMAT:
+                return CURRENT
+            raise SpevalError(f"{self.path} has format {version}, this speval knows {FORMAT}: upgrade speval")
+        columns = [column for _, column, *_ in conn.execute("PRAGMA table_info(evals)").fetchall()]
+        if columns == COLUMNS_0_1_1:
+            return OF_0_1_1
+        if columns or conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall():
+            raise SpevalError(f"{self.path} is a database of something else: name another file")
+        return EMPTY
+
+    def _explained(self, exc: sqlite3.Error) -> SpevalError:
+        code = _code(exc)
+        if os.path.isdir(self.path):
+            return SpevalError(f"{self.path} is a directory, not a database")
+        if not os.path.exists(self.path):
+            return SpevalError(f"{self.path} was deleted while it was in use: start again")
+        if code == SQLITE_NOTADB:
+            return SpevalError(f"{self.path} is not a database: name another file")
+        if code == SQLITE_CORRUPT:
+            return SpevalError(
+                f"{self.path} is damaged ({exc}): `sqlite3 {self.path} .recover` saves what can be read"
+            )
+        if code in (SQLITE_READONLY, SQLITE_CANTOPEN):
+            return NotWritable(
+                f"{self.path} cannot be opened ({exc}): it needs write permission for the file and its"
+                " directory, also to read it after a worker was killed in the middle of a transaction"
+            )
+        if code in (SQLITE_FULL, SQLITE_IOERR):
+            return NotWritable(f"{self.path} cannot be written ({exc}): is the disk full?")
+        return SpevalError(f"{self.path} is not as speval made it ({exc})")
+
+
+def _patiently(conn: sqlite3.Connection, statement: str) -> None:
+    """Execute what takes or gives up a lock of SQLite, and wait for as long as others keep it busy."""
+    with contextlib.ExitStack() as stack:
+        for tries in itertools.count():
+            try:
+                conn.execute(statement)
+                return
+            except sqlite3.OperationalError as exc:
+                if _code(exc) not in (SQLITE_BUSY, SQLITE_PROTOCOL):
+                    raise
+            if tries == 0:
+                stack.enter_context(_notice(lambda: "waiting for a process that keeps the database locked"))
+            time.sleep(0.01)
+
+
+def _close(conn: sqlite3.Connection) -> None:
+    """Close a connection; what was not committed is rolled back, if only by the next who opens it."""
+    with contextlib.suppress(sqlite3.Error):
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+    conn.close()
+
+
+def add_space(db: Database, space: Space, func: str) -> None:
+    """Make sure that the database has the evaluations of `space`; add those that are new.
+
+    Atomic: all or none. That it was seen is kept with its fingerprint, so that a further instance
+    only has to compare that.
+
+    Raises
+    ------
+    SpaceMismatch
+        If an evaluation has other arguments in the database. Nothing is added then.
+    """
+    if os.path.exists(db.path):
+        with _Held(), db.read() as conn:
+            known = db.format(conn) == CURRENT and _is_known(conn, space)
+            first = conn.execute(FIRST_FUNC).fetchall() if known else []
+    else:
+        known = False
+    if not known:
+        with _Held(), db.create() as conn:
+            first = _add_space(db, conn, space, func)
+    for (name,) in first:
+        if name != func:
+            log.warning("%s was made for the function %s, now comes %s", db.path, name, func)
+
+
+def _is_known(conn: sqlite3.Connection, space: Space) -> bool:
+    return bool(conn.execute(KNOW_SPACE, {"fingerprint": space.fingerprint}).fetchall())
+
+
+def _bring_up_to_date(db: Database, conn: sqlite3.Connection) -> int:
+    """Make the tables, or those of speval 0.1.1 into today's; return what was found."""
+    found = db.format(conn)
+    for statement in {EMPTY: CREATE, OF_0_1_1: UPGRADE_0_1_1, CURRENT: ()}[found]:
+        conn.execute(statement)
+    return found
+
+
+def _add_space(db: Database, conn: sqlite3.Connection, space: Space, func: str) -> list[tuple[str]]:
+    found = _bring_up_to_date(db, conn)
+    first = conn.execute(FIRST_FUNC).fetchall()
+    now = time.time()
+    if not _is_known(conn, space):
+        new = space if found == EMPTY else _new(db, conn, space)
+        conn.executemany(ADD_EVAL, ({"name": name, "now": now, "args": args} for name, args in new))
+        conn.execute(
+            KEEP_SPACE,
+            {"fingerprint": space.fingerprint, "size": space.size, "func": func, "now": now},
+        )
+    return first
+
+
+def _new(db: Database, conn: sqlite3.Connection, space: Space) -> Iterator[tuple[str, str]]:
+    """Yield the evaluations that are not in the database; the others must be as they are there."""
+    for name, args in space:
+        stored = conn.execute(LOOKUP_ARGS, {"name": name}).fetchall()
+        if not stored:
+            yield name, args
+        elif stored[0][0] != args:
+            was = _from_json(stored[0][0], f"the arguments of evaluation {name!r} of {db.path}")
+            if _sorted(was) != _sorted(json.loads(args)):
+                raise SpaceMismatch(db.path, name, was, json.loads(args))
+
+
+def _sorted(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+class Claim(NamedTuple):
+    """An evaluation that a worker holds; `id` and `attempt` together are given out once."""
+
+    id: int
+    name: str
+    args: str
+    attempt: int
+    started: float
+
+
+class Outcome(NamedTuple):
+    """How an evaluation ended: a result, as JSON, or an error."""
+
+    claim: Claim
+    result: Optional[str]
+    error: Optional[str]
+
+
+DIED, STALLED, UNKNOWN = "died", "ran past the timeout", "is unknown"
+
+
+class Loss(NamedTuple):
+    """A worker whose claims are to be taken from it, and why."""
+
+    worker: Optional[int]
+    who: str
+    why: str
+
+
+def claim(conn: sqlite3.Connection, worker: int, room: int) -> list[Claim]:
+    """Claim up to `room` pending evaluations, the first of the space; one that was lost before alone."""
+    claims: list[Claim] = []
+    now = time.time()
+    for id, name, args, attempt, losses in conn.execute(FIND_PENDING, {"room": room}).fetchall():
+        if losses and claims:
+            break
+        taken = {"id": id, "attempt": attempt, "worker": worker, "now": now}
+        if conn.execute(CLAIM, taken).rowcount != 1:
+            raise sqlite3.DatabaseError("its index of pending evaluations is not right")
+        claims.append(Claim(id, name, args, attempt, now))
+        if losses:
+            break
+    return claims
+
+
+def finish(conn: sqlite3.Connection, worker: int, outcome: Outcome) -> bool:
+    """Complete or fail an evaluation; False if the claim does not count any more.
+
+    A late result, of a claim that was lost, is stored as long as there is no other result; a late
+    error is not. After a reset neither is.
+    """
+    facts = {**outcome.claim._asdict(), "worker": worker, "now": time.time()}
+    facts.update(result=outcome.result, error=outcome.error)
+    return conn.execute(COMPLETE if outcome.error is None else FAIL, facts).rowcount == 1
+
+
+def reclaim(conn: sqlite3.Connection, lost: Iterable[Loss], max_attempts: int) -> list[str]:
+    """Give the claims of lost workers back, or fail those lost too often; return what to say of it."""
+    said = []
+    now = time.time()
+    for loss in lost:
+        names = [name for (name,) in conn.execute(CLAIMS_OF, {"worker": loss.worker}).fetchall()]
+        facts = {"worker": loss.worker, "now": now, "max_attempts": max_attempts}
+        conn.execute(RECLAIM, facts)
+        if loss.why == DIED:
+            conn.execute(MARK_ENDED, {"worker": loss.worker, "ended": now})
+        if names:
+            said.append(f"reclaimed {_some(names)}: {loss.who} {loss.why}")
+    return said
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"evaluation{'s' * (len(names) > 1)} {', '.join(map(str, names[:3]))}{more}"
+
+
+LOOK = 5.0  # seconds after which a busy worker looks after the others
+POLL = 0.25  # seconds, at most, between two looks of a waiting one
+STILL_WAITING = 60.0  # seconds after which a waiting worker says for whom; doubled each time
+
+# The evaluations that run now in this context, the innermost last: path of the database and claim.
+_running: contextvars.ContextVar[tuple[tuple[str, Claim], ...]] = contextvars.ContextVar("speval", default=())
+
+
+class Worker:
+    """One claiming loop on one database.
+
+    Its random id stands in the database, beside its claims, and as a lock in the file of locks. A
+    database that was deleted and made anew does not know the id: the worker stops then.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        timeout: Optional[float],
+        max_attempts: int,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.id = random.SystemRandom().getrandbits(48)
+        self._db = db
+        self._timeout = timeout
+        self._max_attempts = max_attempts
+        self._clock = clock
+        self._sleep = sleep
+        self._pid = os.getpid()
+        self._joined = False
+        self._looked = -float("inf")
+        self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
+
+    def work(self, func: Callable[[Any], Any], max_failures: Optional[int], wait: bool) -> None:
+        """Claim, evaluate and store until nothing is left; at the end, or when interrupted, release."""
+        outcomes: list[Outcome] = []
+        self._db.locks.add(self.id)
+        try:
+            with _Sigterm() as sigterm:
+                try:
+                    self._loop(func, outcomes, max_failures, wait, sigterm)
+                except BaseException:
+                    if os.getpid() == self._pid:  # what a child forked by `func` does is not ours
+                        with _default_signals():
+                            self.leave(outcomes)
+                    raise
+                self.leave(outcomes)
+        finally:
+            self._db.locks.discard(self.id)
+
+    def _loop(
+        self,
+        func: Callable[[Any], Any],
+        outcomes: list[Outcome],
+        max_failures: Optional[int],
+        wait: bool,
+        sigterm: _Sigterm,
+    ) -> None:
+        evaluated = failed = 0
+        while True:
+            claims = self.exchange(outcomes)
+            for claim in claims:
+                outcomes.append(self._evaluate(func, claim))
+                evaluated += 1
+                failed += outcomes[-1].error is not None
+                if sigterm.came:  # and `func` caught what it raised
+                    raise _Terminated
+                if failed == evaluated == max_failures:
+                    raise SpevalError(
+                        f"the first {failed} evaluations of this instance all failed, the last with"
+                        f" {_last_line(outcomes[-1].error)}: mend the cause, then reset_evals() and start"
+                        " again; or set max_failures"
+                    )
+            if not claims and not (wait and self._wait()):
+                return
+
+    def _evaluate(self, func: Callable[[Any], Any], claim: Claim) -> Outcome:
+        running = _running.set((*_running.get(), (self._db.path, claim)))
+        cause: Optional[BaseException] = None
+        try:
+            args = _from_json(claim.args, "the arguments")
+            result = func(args)
+        except Exception as exc:
+            cause = exc
+        finally:
+            _running.reset(running)
+        if os.getpid() != self._pid:
+            raise SpevalError(
+                "func came back in a process that it forked: end that with os._exit()"
+            ) from cause
+        if cause is not None:
+            return Outcome(claim, None, _traceback(cause))
+        try:
+            return Outcome(claim, _to_json(result), None)
+        except TypeError as exc:
+            return Outcome(claim, None, f"{type(exc).__name__}: {exc}\nThe result was {_repr(result)}")
+
+    def exchange(self, outcomes: list[Outcome], room: int = 1) -> list[Claim]:
+        """Store `outcomes`, which empties the list, and claim up to `room` evaluations, atomically.
+
+        While the database cannot be written, the outcomes are kept and stored again and again.
+        """
+        return self._insist(lambda: self._exchange(outcomes, room), outcomes)
+
+    def _exchange(self, outcomes: list[Outcome], room: int) -> list[Claim]:
+        with _Held():
+            said: list[str] = []
+            with self._db.write() as conn:
+                self._check_in(conn)
+                stored = [finish(conn, self.id, outcome) for outcome in outcomes]
+                if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
+                    said = reclaim(conn, self._lost(conn), self._max_attempts)
+                    self._looked = self._clock()
+                claims = claim(conn, self.id, room)
+            finished = outcomes[:]
+            outcomes.clear()
+            self._joined = True
+        for line in said:
+            log.warning("%s", line)
+        self._log(finished, stored)
+        for taken in claims:
+            log.info("claimed evaluation %s, attempt %d", taken.name, taken.attempt)
+        return claims
+
+    def leave(self, outcomes: list[Outcome]) -> None:
+        """Store `outcomes`, release all other claims and mark the worker as ended, atomically."""
+        if not self._joined:
+            return
+        try:
+            with _Held():
+                with self._db.write() as conn:
+                    self._check_in(conn)
+                    stored = [finish(conn, self.id, outcome) for outcome in outcomes]
+                    now = time.time()
+                    conn.execute(RELEASE, {"worker": self.id, "now": now})
+                    conn.execute(MARK_ENDED, {"worker": self.id, "ended": now})
+                finished = outcomes[:]
+                outcomes.clear()
+            self._log(finished, stored)
+        except SpevalError as exc:
+            log.error("%s", exc)
+            for claim, result, error in outcomes:
+                log.error("not stored: evaluation %s: %s", claim.name, _cut(result or error or "", MAX_ERROR))
+
+    def _insist(self, action: Callable[[], T], outcomes: list[Outcome]) -> T:
+        pause = 1.0
+        while True:
+            try:
+                return action()
+            except NotWritable as exc:
+                if not self._joined:
+                    raise
+                log.warning(
+                    "%s. %d finished evaluations are kept in memory; next try in %d s",
+                    exc,
+                    len(outcomes),
+                    pause,
+                )
+            self._sleep(pause)
+            pause = min(2 * pause, 60.0)
+
+    def _check_in(self, conn: sqlite3.Connection) -> None:
+        """Enter the worker, once; after that it has to be there, or the database is another one."""
+        known = self._db.format(conn) == CURRENT
+        found = conn.execute(LOOKUP_WORKER, {"worker": self.id}).fetchall() if known else []
+        if found and found[0][0] is not None:  # somebody took us for dead
+            conn.execute(MARK_ENDED, {"worker": self.id, "ended": None})
+        elif not found and (self._joined or not known):
+            raise SpevalError(f"{self._db.path} was replaced while it was in use: start again")
+        elif not found:
+            facts = {"worker": self.id, "host": _host(), "pid": self._pid, "now": time.time()}
+            conn.execute(JOIN, facts)
+
+    def _lost(self, conn: sqlite3.Connection) -> list[Loss]:
+        """Return the workers that are dead, and those that are stalled.
+
+        Stalled: the oldest claim has been the same for `timeout` seconds of our own monotonic clock,
+        since we first saw it. Clocks of other hosts may say anything.
+        """
+        ((pending, in_progress),) = conn.execute(LEFT).fetchall()
+        settled = self._db.locks.is_settled(bool(in_progress))
+        now = self._clock()
+        seen, self._seen = self._seen, {}
+        lost = []
+        for worker, host, pid in conn.execute(LIVE_WORKERS, {"worker": self.id}).fetchall():
+            if self._db.locks.is_dead(worker):
+                if settled:
+                    lost.append(Loss(worker, f"process {pid} on {host}", DIED))
+            elif self._timeout is not None:
+                oldest = conn.execute(OLDEST_CLAIM, {"worker": worker}).fetchall()
+                before, since = seen.get(worker, (None, now))
+                self._seen[worker] = (oldest, since if oldest == before else now)
+                if oldest and now - self._seen[worker][1] >= self._timeout:
+                    lost.append(Loss(worker, f"process {pid} on {host}", STALLED))
+        if not pending:
+            unknown = conn.execute(UNKNOWN_HOLDERS).fetchall()
+            lost += [Loss(worker, f"worker {worker}", UNKNOWN) for (worker,) in unknown]
+        return lost
+
+    def _wait(self) -> bool:
+        """Wait until there is something to claim or to reclaim; False if everything is finished."""
+        began, pause, say = self._clock(), 0.02, STILL_WAITING
+        while True:
+            pending, in_progress, lost = self._insist(self._look, [])
+            if pending or lost:
+                self._looked = -float("inf")
+                return True
+            if not in_progress:
+                return False
+            if self._db.locks.blind and self._timeout is None:
+                raise SpevalError(
+                    "evaluations are in progress elsewhere, and without locks nobody can tell whether their"
+                    " workers live: set a timeout"
+                )
+            if self._clock() - began >= say:
+                log.warning("waiting for %s", ", ".join(map(_who_runs, in_progress)))
+                say *= 2
+            self._sleep(pause)
+            pause = min(2 * pause, POLL)
+
+    def _look(self) -> tuple[bool, list[Any], list[Loss]]:
+        with _Held(), self._db.read() as conn:
+            ((pending, _),) = conn.execute(LEFT).fetchall()
+            return bool(pending), conn.execute(IN_PROGRESS).fetchall(), self._lost(conn)
+
+    def _log(self, outcomes: list[Outcome], stored: list[bool]) -> None:
+        for (claim, _, error), accepted in zip(outcomes, stored):
+            if not accepted:
+                log.warning("dropped what came late for evaluation %s, attempt %d", claim.name, claim.attempt)
+            elif error is None:
+                log.info("completed evaluation %s in %.3g s", claim.name, time.time() - claim.started)
+            else:
+                log.warning("evaluation %s failed: %s", claim.name, _last_line(error))
+
+
+def _who_runs(row: tuple[str, Optional[float], Optional[str], Optional[int]]) -> str:
+    name, started, host, pid = row
+    return f"evaluation {name}, for {time.time() - (started or 0):.0f} s on {host} (process {pid})"
+
+
+def _last_line(text: Optional[str]) -> str:
+    lines = (text or "").strip().splitlines()
+    return _cut(lines[-1]) if lines else ""
+
+
+def _traceback(exc: BaseException) -> str:
+    """Return the traceback of an exception from `func`, without our own frame, fit for UTF-8."""
+    tb = exc.__traceback__ and exc.__traceback__.tb_next
+    text = "".join(traceback.format_exception(type(exc), exc, tb))
+    return _cut(text.encode(errors="backslashreplace").decode(), MAX_ERROR)
+
+
+def _repr(value: Any) -> str:
+    try:
+        return _cut(repr(value).encode(errors="backslashreplace").decode(), 10_000)
+    except Exception as exc:
+        return f"a {type(value).__name__} whose repr raises {type(exc).__name__}"
+
+
+def _func_name(func: Callable[[Any], Any]) -> str:
+    while hasattr(func, "func"):  # functools.partial
+        func = func.func
+    return str(getattr(func, "__qualname__", type(func).__qualname__))
+
+
+def speval(
+    func: Callable[[Any], Any],
+    eval_space: Union[Mapping[Any, Any], Iterable[Any]],
+    evals_fname: Union[str, os.PathLike[str]],
+    timeout: Optional[float] = None,
+    *,
+    max_attempts: int = 3,
+    max_failures: Optional[int] = 10,
+    wait: bool = True,
+) -> dict[str, int]:
+    """Evaluate `func` for each of the arguments in `eval_space`, together with all other instances.
+
+    Makes the database if there is none, adds what is new in `eval_space`, then claims one pending
+    evaluation after the other, calls `func` and stores what it returns, until nothing is left. Start
+    the same script as often as you like, at any time, on every host that mounts the directory.
+
+    Parameters
+    ----------
+    func : callable
+        Called with the arguments of one evaluation, as they are after a way through JSON (a tuple is
+        a list then). What it returns is stored as JSON; NumPy scalars and arrays are converted.
+        An exception that it raises is stored as the evaluation's error.
+    eval_space : iterable or dict
+        Arguments of each evaluation, anything that JSON has. The evaluations are called "0", "1", ...
+        or by the keys of a dict. It may be longer than what is stored, or have new names: these are
+        added. It is read once, before anything else, and not kept in memory.
+    evals_fname : str or path-like
+        File name of the sqlite3 database. Missing directories are made.
+    timeout : float, optional
+        Seconds, > 0, after which an evaluation is presumed stalled and given to another worker. By
+        default none ever is: death of a process is noticed without it.
+    max_attempts : int
+        Number, >= 1, of deaths or timeouts after which an evaluation is failed.
+    max_failures : int, optional
+        If the first so many evaluations, >= 1, of this instance all fail, it stops. None: never.
+    wait : bool
+        Stay until the last evaluation is finished, because the instance that holds it may still die.
+        If false, return as soon as nothing is pending.
+
+    Returns
+    -------
+    dict
+        Number of evaluations by status, as from `count_evals`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, or an evaluation has no JSON or no unique name. Nothing is touched.
+    SpaceMismatch
+        If an evaluation of the same name is stored with other arguments. Nothing is touched.
+    SpevalError
+        If the database is damaged, of something else, was deleted while in use, or cannot be written
+        at the start; if all of the first `max_failures` evaluations failed; inside `func`, if it is on
+        the database whose evaluation runs.
+
+    Notes
+    -----
+    An evaluation is finished in the same transaction in which the next is claimed; after that no crash
+    takes its result back. KeyboardInterrupt, SystemExit and SIGTERM store what is finished, release
+    what is not, and then go their way.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> fname = tempfile.mkdtemp() + "/evals.db"
+    >>> speval(lambda x: x**2, [1, 2, 3], fname)
+    {'pending': 0, 'in_progress': 0, 'completed': 3, 'failed': 0}
+    >>> [e["result"] for e in load_evals(fname)]
+    [1, 4, 9]
+    """
+    _check(func, eval_space, timeout, max_attempts, max_failures)
+    db = Database(evals_fname)
+    if db.path in [path for path, _ in _running.get()]:
+        raise SpevalError(f"speval() inside func on the same database would wait for itself: {db.path}")
+    with contextlib.closing(Space(eval_space)) as space:
+        add_space(db, space, _func_name(func))
+    counts = count_evals(db.path)
+    if counts["pending"] or counts["in_progress"]:
+        Worker(db, timeout, max_attempts).work(func, max_failures, wait)
+        counts = count_evals(db.path)
+    if counts["failed"]:
+        log.warning(
+            "%d of %d evaluations failed: load_evals(%r, 'failed') tells why, reset_evals() makes them pending",
+            counts["failed"],
+            sum(counts.values()),
+            os.fspath(evals_fname),
+        )
+    return counts
+
+
+def _check(
+    func: object, eval_space: object, timeout: object, max_attempts: object, max_failures: object
+) -> None:
+    if not callable(func):
+        raise TypeError(f"func has to be callable, {func!r} is not")
+    if isinstance(eval_space, (str, bytes)) or not isinstance(eval_space, Iterable):
+        raise TypeError(
+            f"eval_space has to be a list, an iterable or a dict, not {type(eval_space).__name__}"
+        )
+    if timeout is not None:
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+            raise TypeError(f"timeout has to be a number of seconds or None, not {timeout!r}")
+        if not timeout > 0:
+            raise ValueError(f"timeout has to be positive, or None for none: {timeout!r} is not")
+    for name, number in (("max_attempts", max_attempts), ("max_failures", max_failures)):
+        if number is None and name == "max_failures":
+            continue
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name} has to be an int, not {number!r}")
+        if number < 1:
+            raise ValueError(f"{name} has to be at least 1, {number} is not")
+
+
+def current_eval() -> Optional[dict[str, Any]]:
+    """Return the evaluation that runs now, inside `func`; None elsewhere.
+
+    Returns
+    -------
+    dict or None
+        ``"name"`` (str), ``"attempt"`` (int, > 0, grows with each claim of this evaluation) and
+        ``"args"``: to name a directory for checkpoints, say.
+
+    Examples
+    --------
+    >>> current_eval() is None
+    True
+    """
+    running = _running.get()
+    if not running:
+        return None
+    claim = running[-1][1]
+    return {"name": claim.name, "attempt": claim.attempt, "args": json.loads(claim.args)}
+
+
+def load_evals(
+    evals_fname: Union[str, os.PathLike[str]], status: Optional[str] = None
+) -> list[dict[str, Any]]:
+    """Return the evaluations of a database, in the order of the space.
+
+    Parameters
+    ----------
+    evals_fname : str or path-like
+        File name of the sqlite3 database, also one of speval 0.1.1.
+    status : {"pending", "in_progress", "completed", "failed"}, optional
+        Only those with this status. By default all.
+
+    Returns
+    -------
+    list of dict
+        ``"name"`` (str); ``"status"``; ``"updated"`` (unix time of the last change, float, seconds);
+        ``"result"`` (what `func` returned, None unless completed); ``"args"``; ``"error"`` (traceback
+        of a failed one, str or None); ``"attempt"`` (number of times it was claimed); ``"losses"`` (how
+        often its worker died or ran past the timeout); ``"worker"`` (id of the last, or None);
+        ``"started"`` (unix time of the last claim, or None).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file; none is made.
+    SpevalError
+        If it is no database of evaluations, or damaged.
+
+    Notes
+    -----
+    Each evaluation is read atomically, not the whole: while workers run, later ones may be newer.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> fname = tempfile.mkdtemp() + "/evals.db"
+    >>> counts = speval(len, {"short": "a", "long": "abc"}, fname)
+    >>> [(e["name"], e["result"]) for e in load_evals(fname, "completed")]
+    [('short', 1), ('long', 3)]
+    """
+    return list(iter_evals(evals_fname, status))
+
+
+CHUNK, CHUNK_SIZE = 2000, 8_000_000  # evaluations, and characters, read in one transaction
+
+
+def iter_evals(
+    evals_fname: Union[str, os.PathLike[str]], status: Optional[str] = None
+) -> Iterator[dict[str, Any]]:
+    """Yield what `load_evals` returns, with constant memory, however many there are."""
+    if status is not None and status not in STATUSES:
+        raise ValueError(f"there is no status {status!r}, but {', '.join(STATUSES)}")
+    return _iter_evals(_existing(evals_fname), status)
+
+
+def _existing(evals_fname: Union[str, os.PathLike[str]]) -> Database:
+    db = Database(evals_fname)
+    if not os.path.exists(db.path):
+        raise FileNotFoundError(errno.ENOENT, "there is no such database", os.fspath(evals_fname))
+    return db
+
+
+def _iter_evals(db: Database, status: Optional[str]) -> Iterator[dict[str, Any]]:
+    after: Optional[int] = -(2**63)
+    while after is not None:
+        with _Held(), db.read() as conn:
+            rows, after = _read_chunk(db.format(conn), conn, after, status)
+        for row in rows:
+            yield _as_dict(db.path, *row)
+
+
+def _read_chunk(
+    found: int, conn: sqlite3.Connection, after: int, status: Optional[str]
+) -> tuple[list[tuple[Any, ...]], Optional[int]]:
+    """Return some rows, and the id to go on after, None at the end."""
+    if found == EMPTY:
+        return [], None
+    find_last, read = (LAST_OF_CHUNK, READ) if found == CURRENT else (LAST_OF_CHUNK_0_1_1, READ_0_1_1)
+    ((last,),) = conn.execute(find_last, {"after": after, "room": CHUNK}).fetchall()
+    if last is None:
+        return [], None
+    if last <= after:
+        raise sqlite3.DatabaseError("its rows are not in order")
+    rows: list[tuple[Any, ...]] = []
+    size = 0
+    cursor = conn.execute(read, {"after": after, "last": last, "status": status})
+    for row in cursor:
+        rows.append(row)
+        size += sum(len(value) for value in row if isinstance(value, str))
+        if size > CHUNK_SIZE:
+            cursor.close()
+            return rows, int(row[0])
+    return rows, int(last)
+
+
+def _as_dict(
+    path: str, id: int, name: str, status: str, updated: float, result: Any, args: Any, *more: Any
+) -> dict[str, Any]:
+    what = f"of evaluation {name!r} of {path}"
+    error, attempt, losses, worker, started = more
+    return {
+        "name": name,
+        "status": status,
+        "updated": updated,
+        "result": _from_json(result, f"the result {what}"),
+        "args": _from_json(args, f"the arguments {what}"),
+        "error": error,
+        "attempt": attempt,
+        "losses": losses,
+        "worker": worker,
+        "started": started,
+    }
+
+
+def count_evals(evals_fname: Union[str, os.PathLike[str]]) -> dict[str, int]:
+    """Return the number of evaluations by status, all four of them, atomically.
+
+    Raises
+    ------
+    FileNotFoundError, SpevalError
+        As from `load_evals`.
+    """
+    db = _existing(evals_fname)
+    with _Held(), db.read() as conn:
+        found = db.format(conn)
+        rows = conn.execute(COUNT if found == CURRENT else COUNT_0_1_1).fetchall() if found else [(0,) * 4]
+    pending, in_progress, total, failed = map(int, rows[0])
+    completed = total - pending - in_progress - failed
+    return dict(zip(STATUSES, (pending, in_progress, completed, failed)))
+
+
+def reset_evals(
+    evals_fname: Union[str, os.PathLike[str]],
+    status: Optional[str] = "failed",
+    names: Optional[Iterable[str]] = None,
+) -> int:
+    """Make evaluations pending again, as if they had never been tried, atomically.
+
+    What was claimed before is not stored after it: a worker that still evaluates one drops its result.
+
+    Parameters
+    ----------
+    evals_fname : str or path-like
+        File name of the sqlite3 database.
+    status : {"failed", "completed", "in_progress"} or None
+        Only those with this status; None: whatever it is.
+    names : iterable of str, optional
+        Only these. By default all.
+
+    Returns
+    -------
+    int
+        How many are pending now that were not.
+
+    Raises
+    ------
+    ValueError
+        If there is no such status or no evaluation of one of the names. Nothing is changed.
+    FileNotFoundError, SpevalError
+        As from `load_evals`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> fname = tempfile.mkdtemp() + "/evals.db"
+    >>> counts = speval(lambda x: 1 / x, [0, 1, 2], fname)
+    >>> counts["failed"], reset_evals(fname)
+    (1, 1)
+    """
+    if status is not None and status not in STATUSES:
+        raise ValueError(f"there is no status {status!r}, but {', '.join(STATUSES)}")
+    if isinstance(names, str):
+        raise TypeError(f"names has to be a list of names, not the str {names!r}")
+    wanted = [None] if names is None else [str(name) for name in names]
+    db = _existing(evals_fname)
+    with _Held(), db.read() as conn:
+        db.format(conn)  # before anything is made beside a database of something else
+    with _Held(), db.write() as conn:
+        _bring_up_to_date(db, conn)
+        for name in wanted:
+            if name is not None and not conn.execute(LOOKUP_ARGS, {"name": name}).fetchall():
+                raise ValueError(f"{db.path} has no evaluation {name!r}")
+        facts = {"status": status, "now": time.time()}
+        return sum(conn.execute(RESET, {**facts, "name": name}).rowcount for name in wanted)
