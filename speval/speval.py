@@ -190,8 +190,8 @@ class SpaceMismatch(SpevalError):
     def __init__(self, path: str, name: str, stored: object, given: object) -> None:
         super().__init__(
             f"evaluation {name!r} of {path} has the arguments {_cut(repr(stored))}, but the evaluation"
-            f" space now says {_cut(repr(given))}. All instances have to get the same evaluation space: seed the random"
-            " generator, sort what came from a set or from os.listdir, name the evaluations with a dict,"
+            f" space now says {_cut(repr(given))}. All instances have to get the same evaluation space:"
+            " seed the random generator, sort what came from a set or from os.listdir, name the evaluations with a dict,"
             " or use another file for another space."
         )
         self.name, self.stored, self.given = name, stored, given
@@ -277,7 +277,7 @@ class Space:
         Hash of names and arguments, in their order.
     """
 
-    def __init__(self, eval_space: Union[Mapping[Any, Any], Iterable[Any]]) -> None:
+    def __init__(self, eval_space: Mapping[Any, Any] | Iterable[Any]) -> None:
         import tempfile
 
         self.size = 0
@@ -305,7 +305,7 @@ class Space:
         self._file.close()
 
 
-def _named(eval_space: Union[Mapping[Any, Any], Iterable[Any]]) -> Iterator[tuple[str, Any]]:
+def _named(eval_space: Mapping[Any, Any] | Iterable[Any]) -> Iterator[tuple[str, Any]]:
     """Yield name and arguments of each evaluation; those of a list are called "0", "1", ..."""
     if not isinstance(eval_space, Mapping):
         for index, args in enumerate(eval_space):
@@ -458,7 +458,7 @@ class Locks:
         self._database = path
         self._workers: set[int] = set()
         self._fd = -1
-        self._identity: Optional[tuple[int, int]] = None
+        self._identity: tuple[int, int] | None = None
         self._ofd = hasattr(fcntl, "F_OFD_SETLK")
         self._shared, local = _mount(path)
         if local:
@@ -633,7 +633,7 @@ def _flock(kind: int, byte: int) -> bytes:
     return struct.pack("hhqqi0q", kind, os.SEEK_SET, byte, 1, 0)
 
 
-def _identity(file: Union[int, str]) -> Optional[tuple[int, int]]:
+def _identity(file: int | str) -> tuple[int, int] | None:
     try:
         found = os.stat(file)
     except OSError:
@@ -713,7 +713,7 @@ class Database:
     forking can hurt the database.
     """
 
-    def __init__(self, fname: Union[str, os.PathLike[str]]) -> None:
+    def __init__(self, fname: str | os.PathLike[str]) -> None:
         name = os.fsdecode(fname)
         if not name:
             raise ValueError("the file name of the database is empty")
@@ -905,8 +905,8 @@ class Outcome(NamedTuple):
     """How an evaluation ended: a result, as JSON, or an error."""
 
     claim: Claim
-    result: Optional[str]
-    error: Optional[str]
+    result: str | None
+    error: str | None
 
 
 DIED, STALLED, UNKNOWN = "died", "ran past the timeout", "is unknown"
@@ -915,7 +915,7 @@ DIED, STALLED, UNKNOWN = "died", "ran past the timeout", "is unknown"
 class Loss(NamedTuple):
     """A worker whose claims are to be taken from it, and why."""
 
-    worker: Optional[int]
+    worker: int | None
     who: str
     why: str
 
@@ -985,7 +985,7 @@ class Worker:
     def __init__(
         self,
         db: Database,
-        timeout: Optional[float],
+        timeout: float | None,
         max_attempts: int,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -1001,7 +1001,7 @@ class Worker:
         self._looked = -float("inf")
         self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
 
-    def work(self, func: Callable[[Any], Any], max_failures: Optional[int], wait: bool) -> None:
+    def work(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> None:
         """Claim, evaluate and store until nothing is left; at the end, or when interrupted, release."""
         outcomes: list[Outcome] = []
         self._db.locks.add(self.id)
@@ -1022,7 +1022,7 @@ class Worker:
         self,
         func: Callable[[Any], Any],
         outcomes: list[Outcome],
-        max_failures: Optional[int],
+        max_failures: int | None,
         wait: bool,
         sigterm: _Sigterm,
     ) -> None:
@@ -1046,7 +1046,7 @@ class Worker:
 
     def _evaluate(self, func: Callable[[Any], Any], claim: Claim) -> Outcome:
         running = _running.set((*_running.get(), (self._db.path, claim)))
-        cause: Optional[BaseException] = None
+        cause: BaseException | None = None
         try:
             args = _from_json(claim.args, "the arguments")
             result = func(args)
@@ -1203,12 +1203,12 @@ class Worker:
                 log.warning("evaluation %s failed: %s", claim.name, _last_line(error))
 
 
-def _who_runs(row: tuple[str, Optional[float], Optional[str], Optional[int]]) -> str:
+def _who_runs(row: tuple[str, float | None, str | None, int | None]) -> str:
     name, started, host, pid = row
     return f"evaluation {name}, for {time.time() - (started or 0):.0f} s on {host} (process {pid})"
 
 
-def _last_line(text: Optional[str]) -> str:
+def _last_line(text: str | None) -> str:
     lines = (text or "").strip().splitlines()
     return _cut(lines[-1]) if lines else ""
 
@@ -1235,12 +1235,12 @@ def _func_name(func: Callable[[Any], Any]) -> str:
 
 def speval(
     func: Callable[[Any], Any],
-    eval_space: Union[Mapping[Any, Any], Iterable[Any]],
-    evals_fname: Union[str, os.PathLike[str]],
-    timeout: Optional[float] = None,
+    eval_space: Mapping[Any, Any] | Iterable[Any],
+    evals_fname: str | os.PathLike[str],
+    timeout: float | None = None,
     *,
     max_attempts: int = 3,
-    max_failures: Optional[int] = 10,
+    max_failures: int | None = 10,
     wait: bool = True,
 ) -> dict[str, int]:
     """Evaluate `func` for each of the arguments in `eval_space`, together with all other instances.
@@ -1315,7 +1315,7 @@ def speval(
         counts = count_evals(db.path)
     if counts["failed"]:
         log.warning(
-            "%d of %d evaluations failed: load_evals(%r, 'failed') tells why, reset_evals() makes them pending",
+            "%d of %d evaluations failed: load_evals(%r, 'failed') says why, reset_evals() makes them pending",
             counts["failed"],
             sum(counts.values()),
             os.fspath(evals_fname),
@@ -1346,7 +1346,7 @@ def _check(
             raise ValueError(f"{name} has to be at least 1, {number} is not")
 
 
-def current_eval() -> Optional[dict[str, Any]]:
+def current_eval() -> dict[str, Any] | None:
     """Return the evaluation that runs now, inside `func`; None elsewhere.
 
     Returns
@@ -1367,9 +1367,7 @@ def current_eval() -> Optional[dict[str, Any]]:
     return {"name": claim.name, "attempt": claim.attempt, "args": json.loads(claim.args)}
 
 
-def load_evals(
-    evals_fname: Union[str, os.PathLike[str]], status: Optional[str] = None
-) -> list[dict[str, Any]]:
+def load_evals(evals_fname: str | os.PathLike[str], status: str | None = None) -> list[dict[str, Any]]:
     """Return the evaluations of a database, in the order of the space.
 
     Parameters
@@ -1413,24 +1411,22 @@ def load_evals(
 CHUNK, CHUNK_SIZE = 2000, 8_000_000  # evaluations, and characters, read in one transaction
 
 
-def iter_evals(
-    evals_fname: Union[str, os.PathLike[str]], status: Optional[str] = None
-) -> Iterator[dict[str, Any]]:
+def iter_evals(evals_fname: str | os.PathLike[str], status: str | None = None) -> Iterator[dict[str, Any]]:
     """Yield what `load_evals` returns, with constant memory, however many there are."""
     if status is not None and status not in STATUSES:
         raise ValueError(f"there is no status {status!r}, but {', '.join(STATUSES)}")
     return _iter_evals(_existing(evals_fname), status)
 
 
-def _existing(evals_fname: Union[str, os.PathLike[str]]) -> Database:
+def _existing(evals_fname: str | os.PathLike[str]) -> Database:
     db = Database(evals_fname)
     if not os.path.exists(db.path):
         raise FileNotFoundError(errno.ENOENT, "there is no such database", os.fspath(evals_fname))
     return db
 
 
-def _iter_evals(db: Database, status: Optional[str]) -> Iterator[dict[str, Any]]:
-    after: Optional[int] = -(2**63)
+def _iter_evals(db: Database, status: str | None) -> Iterator[dict[str, Any]]:
+    after: int | None = -(2**63)
     while after is not None:
         with _Held(), db.read() as conn:
             rows, after = _read_chunk(db.format(conn), conn, after, status)
@@ -1439,8 +1435,8 @@ def _iter_evals(db: Database, status: Optional[str]) -> Iterator[dict[str, Any]]
 
 
 def _read_chunk(
-    found: int, conn: sqlite3.Connection, after: int, status: Optional[str]
-) -> tuple[list[tuple[Any, ...]], Optional[int]]:
+    found: int, conn: sqlite3.Connection, after: int, status: str | None
+) -> tuple[list[tuple[Any, ...]], int | None]:
     """Return some rows, and the id to go on after, None at the end."""
     if found == EMPTY:
         return [], None
@@ -1481,7 +1477,7 @@ def _as_dict(
     }
 
 
-def count_evals(evals_fname: Union[str, os.PathLike[str]]) -> dict[str, int]:
+def count_evals(evals_fname: str | os.PathLike[str]) -> dict[str, int]:
     """Return the number of evaluations by status, all four of them, atomically.
 
     Raises
@@ -1499,9 +1495,9 @@ def count_evals(evals_fname: Union[str, os.PathLike[str]]) -> dict[str, int]:
 
 
 def reset_evals(
-    evals_fname: Union[str, os.PathLike[str]],
-    status: Optional[str] = "failed",
-    names: Optional[Iterable[str]] = None,
+    evals_fname: str | os.PathLike[str],
+    status: str | None = "failed",
+    names: Iterable[str] | None = None,
 ) -> int:
     """Make evaluations pending again, as if they had never been tried, atomically.
 
