@@ -347,11 +347,11 @@ class _Held(contextlib.AbstractContextManager["_Held"]):
 
     def __enter__(self) -> _Held:
         self._got: list[int] = []
-        self._handlers: dict[int, Any] = {}
+        self.handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             try:
                 for signum, old in _handlers():
-                    self._handlers[signum] = old
+                    self.handlers[signum] = old
                     signal.signal(signum, self._hold)
             except BaseException:
                 self._restore()
@@ -363,7 +363,7 @@ class _Held(contextlib.AbstractContextManager["_Held"]):
         signal.signal(signum, signal.SIG_DFL)
 
     def _restore(self) -> None:
-        for signum, old in self._handlers.items():
+        for signum, old in self.handlers.items():
             signal.signal(signum, old)
 
     def __exit__(self, *exc_info: object) -> None:
@@ -406,29 +406,46 @@ class _Sigterm(contextlib.AbstractContextManager["_Sigterm"]):
     """Let SIGTERM raise in the block, then end the process as SIGTERM would.
 
     Only in the main thread, and only where the default stands: a handler of the user's is his.
+
+    Attributes
+    ----------
+    came : bool
+        Whether SIGTERM has come, even if `func` caught what it raised.
     """
 
+    came = False
+    _installed = False
+
     def __enter__(self) -> _Sigterm:
-        self.came = False
-        self._pid = os.getpid()
-        main = threading.current_thread() is threading.main_thread()
-        self._installed = main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        if self._installed:
+        handler = signal.getsignal(signal.SIGTERM)
+        owner = getattr(handler, "__self__", None)
+        if isinstance(owner, _Sigterm):  # of the speval() in whose func this one runs
+            return owner
+        if handler is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+            self._installed = True
             signal.signal(signal.SIGTERM, self._raise)
         return self
 
     def _raise(self, signum: int, frame: object) -> None:
-        if os.getpid() != self._pid:
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
         self.came = True
         raise _Terminated
 
     def __exit__(self, *exc_info: object) -> None:
         if self._installed:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            if self.came and os.getpid() == self._pid:
+            if self.came:
                 signal.raise_signal(signal.SIGTERM)
+
+
+def _give_up_handlers() -> None:
+    """In a forked child: put back the handlers that are ours, the child is not the worker."""
+    for signum, handler in _handlers():
+        owner = getattr(handler, "__self__", None)
+        if isinstance(owner, _Held):
+            handler = owner.handlers[signum]
+            signal.signal(signum, handler)
+        if isinstance(getattr(handler, "__self__", None), _Sigterm):
+            signal.signal(signum, signal.SIG_DFL)
 
 
 LOCKS_SENTENCE = b"Locks of the speval database beside this file; do not delete it while instances run.\n"
@@ -673,25 +690,32 @@ def _notice(message: Callable[[], str]) -> Iterator[None]:
 
 _all_locks: dict[str, Locks] = {}
 _forking = threading.Lock()
-_held_for_fork: list[Any] = []  # typeshed has no common type of Lock and RLock
+_fork_mask: set[Any] = set()
+_held_for_fork: list[Any] = []
 
 
 def _hold_for_fork() -> None:
-    """Let no fork happen inside a transaction of another thread: the child would inherit it half done."""
-    mutexes: list[Any] = [_forking, *(locks.mutex for locks in list(_all_locks.values()))]
-    for mutex in mutexes:
+    """Let no fork happen inside a transaction of another thread: the child would inherit it half done.
+
+    SIGTERM waits too: one that reaches the child before it is ready, Python would forget.
+    """
+    _forking.acquire()
+    _held_for_fork[:] = [locks.mutex for locks in list(_all_locks.values())]
+    for mutex in _held_for_fork:
         mutex.acquire()
-        _held_for_fork.append(mutex)
+    _fork_mask.update(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}))
 
 
 def _release_after_fork() -> None:
-    held = _held_for_fork[::-1]
-    _held_for_fork.clear()
-    for mutex in held:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _fork_mask)
+    _fork_mask.clear()
+    for mutex in _held_for_fork:
         mutex.release()
+    _forking.release()
 
 
 def _forget_after_fork() -> None:
+    _give_up_handlers()
     _release_after_fork()
     for locks in _all_locks.values():
         locks.forget()
@@ -748,6 +772,7 @@ class Database:
                 else:
                     conn.execute("PRAGMA query_only = ON")
                 _patiently(conn, begin)
+                _patiently(conn, "SELECT 1 FROM sqlite_master")  # it is this that locks, after a plain BEGIN
                 yield conn
                 _patiently(conn, "COMMIT")
             except sqlite3.Error as exc:

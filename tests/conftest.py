@@ -1,0 +1,113 @@
+"""Instances for the tests: real processes, in a directory of their own, none of which outlives its test."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from speval import load_evals
+
+LIMIT = 60.0  # seconds, generous: reached only when something is broken
+
+PRELUDE = f"""
+import os, signal, sys, threading, time
+from speval import *
+
+
+def note(*words):
+    with open("calls", "ab", 0) as calls:
+        calls.write((" ".join(map(str, words)) + "\\n").encode())
+
+
+def wait_for(name):
+    end = time.monotonic() + {LIMIT}
+    while not os.path.exists(name):
+        if time.monotonic() > end:
+            os._exit(99)
+        time.sleep(0.005)
+
+"""
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Wait until `condition` returns something true, and return that."""
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.005)
+    raise AssertionError("waited in vain")
+
+
+class Sandbox:
+    """A directory in which instances run, with the file of calls that they write."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.instances: list[subprocess.Popen[str]] = []
+
+    def start(self, code: str, *args: str) -> subprocess.Popen[str]:
+        """Start an instance of a script; it has what PRELUDE defines."""
+        script = self.path / f"script_{len(self.instances)}.py"
+        script.write_text(PRELUDE + code)
+        instance = subprocess.Popen(
+            [sys.executable, str(script), *args],
+            cwd=self.path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.instances.append(instance)
+        return instance
+
+    def run(self, code: str, *args: str) -> str:
+        """Run an instance to its good end; return what it printed."""
+        return self.end(self.start(code, *args))
+
+    @staticmethod
+    def end(instance: subprocess.Popen[str], returncode: int = 0) -> str:
+        """Wait until an instance ends as it should; return what it printed."""
+        output, _ = instance.communicate(timeout=LIMIT)
+        assert instance.returncode == returncode, output
+        return output
+
+    @property
+    def db(self) -> str:
+        return str(self.path / "evals.db")
+
+    def touch(self, name: str) -> None:
+        (self.path / name).touch()
+
+    def calls(self) -> list[str]:
+        """Return the lines that instances have noted."""
+        file = self.path / "calls"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def column(self, key: str) -> list[Any]:
+        return [row[key] for row in load_evals(self.db)]
+
+    def close(self) -> None:
+        for instance in self.instances:
+            if instance.poll() is None:
+                os.kill(instance.pid, signal.SIGKILL)
+                os.kill(instance.pid, signal.SIGCONT)
+            instance.communicate(timeout=LIMIT)
+
+
+@pytest.fixture
+def sandbox(tmp_path: pathlib.Path) -> Iterator[Sandbox]:
+    sandbox = Sandbox(tmp_path)
+    try:
+        yield sandbox
+    finally:
+        sandbox.close()

@@ -1,0 +1,279 @@
+"""What `func` and others may do to files, descriptors, threads and processes without any harm."""
+
+import os
+import pathlib
+import sqlite3
+
+import pytest
+from conftest import Sandbox, until
+
+from speval import load_evals
+
+HOLDS = """
+def func(x):
+    {}
+    note(x)
+    wait_for("go")
+    return x
+
+speval(func, [0], "evals.db")
+"""
+LOOKS = """
+def func(x):
+    note("second")
+
+print(speval(func, [0], "evals.db", wait=False)["in_progress"])
+"""
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "[open(name).close() for name in os.listdir()]",
+        "os.closerange(3, 100)",
+        "os.chdir('/')",
+        "os.fork() or os._exit(0)",
+        "os.fork() or os.closerange(3, 100) or os._exit(0)",
+    ],
+)
+def test_a_claim_survives_what_func_does(sandbox: Sandbox, deed: str) -> None:
+    home = "home = os.getcwd()\n"
+    holds = HOLDS.format(deed + "; os.chdir(home)").replace("wait_for", "os.chdir(home); wait_for")
+    first = sandbox.start(home + holds)
+    until(sandbox.calls)
+    if "closerange(3, 100)" not in deed or "fork" in deed:  # else the lock is gone, the fence holds
+        assert sandbox.run(LOOKS) == "1\n"
+    sandbox.touch("go")
+    sandbox.end(first)
+    assert [(row["result"], row["attempt"], row["losses"]) for row in load_evals(sandbox.db)] == [(0, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("way_out", "said"),
+    [
+        ("os._exit(1)", ""),
+        ("sys.exit(1)", ""),
+        ("return x", "func came back in a process that it forked"),
+        ("raise ValueError(x)", "func came back in a process that it forked"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    ],
+)
+def test_a_child_forked_by_func_is_not_the_worker(sandbox: Sandbox, way_out: str, said: str) -> None:
+    script = f"""
+def func(x):
+    note(x)
+    pid = os.fork()
+    if not pid:
+        {way_out}
+    os.waitpid(pid, 0)
+    return x + 1
+
+speval(func, range(3), "evals.db")
+"""
+    assert said in sandbox.run(script)
+    assert [(row["result"], row["attempt"]) for row in load_evals(sandbox.db)] == [(1, 1), (2, 1), (3, 1)]
+    assert sandbox.calls() == ["0", "1", "2"]
+
+
+def test_a_child_does_not_keep_a_dead_worker_alive(sandbox: Sandbox) -> None:
+    script = """
+def func(x):
+    if current_eval()["attempt"] == 1 and os.fork():
+        note(x)
+        wait_for("go")
+    elif current_eval()["attempt"] == 1:
+        wait_for("end")
+        os._exit(0)
+    return x
+
+speval(func, [0], "evals.db")
+"""
+    first = sandbox.start(script)
+    until(sandbox.calls)
+    first.kill()
+    sandbox.run(script)
+    sandbox.touch("end")
+    assert sandbox.column("losses") == [1]
+
+
+def test_func_may_use_multiprocessing(sandbox: Sandbox) -> None:
+    script = """
+import multiprocessing
+
+def square(x):
+    return x * x
+
+def func(x):
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return pool.map(square, range(x))
+
+speval(func, range(4), "evals.db")
+"""
+    sandbox.run(script)
+    assert sandbox.column("result") == [[], [0], [0, 1], [0, 1, 4]]
+
+
+@pytest.mark.parametrize("names", [["evals.db", "evals.db"], ["one.db", "two.db"]])
+def test_threads_of_one_process_are_workers_like_any_other(sandbox: Sandbox, names: list[str]) -> None:
+    script = f"""
+def work(name):
+    print(speval(lambda x: note(name, x), range(50), name)["completed"])
+
+threads = [threading.Thread(target=work, args=(name,)) for name in {names}]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+    assert sandbox.run(script).split() == ["50", "50"]
+    assert sorted(sandbox.calls()) == sorted(f"{name} {x}" for name in set(names) for x in range(50))
+
+
+def test_forks_of_one_thread_do_not_hurt_transactions_of_another(sandbox: Sandbox) -> None:
+    script = """
+import warnings
+warnings.simplefilter("ignore")  # forks of a process with threads
+
+thread = threading.Thread(target=speval, args=(lambda x: x, range(300), "evals.db"))
+thread.start()
+while thread.is_alive():
+    pid = os.fork()
+    if not pid:
+        try:
+            count_evals("evals.db") if os.path.getsize("evals.db") else None
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+thread.join()
+"""
+    sandbox.run("wait_for('/')\n" + script.replace("while", 'wait_for("evals.db")\nwhile'))
+    assert sandbox.column("result") == list(range(300))
+    assert set(sandbox.column("attempt")) == {1}
+
+
+def test_speval_inside_func_on_the_same_database_is_an_error_not_a_hang(sandbox: Sandbox) -> None:
+    script = """
+def inner(x):
+    return speval(lambda y: y, [x], f"inner_{x}.db")["completed"]
+
+def func(x):
+    return speval(inner, [x], "evals.db") if x else inner(x)
+
+speval(func, [0, 1], "evals.db")
+"""
+    sandbox.run(script)
+    assert sandbox.column("status") == ["completed", "failed"]
+    assert "would wait for itself" in sandbox.column("error")[1]
+
+
+def test_nobody_is_taken_for_dead_because_the_locks_were_deleted(sandbox: Sandbox) -> None:
+    first = sandbox.start(HOLDS.format("pass"))
+    until(sandbox.calls)
+    os.unlink(sandbox.db + "-lock")
+    assert sandbox.run(LOOKS) == "1\n"
+    assert sandbox.run(LOOKS) == "1\n"  # this one does not make the file, it finds it
+    sandbox.touch("go")
+    sandbox.end(first)
+    assert sandbox.calls() == ["0"]
+
+
+def test_a_worker_takes_its_lock_again_in_new_locks(sandbox: Sandbox) -> None:
+    script = """
+def func(x):
+    note(x)
+    wait_for(f"go {x}")
+
+import importlib
+importlib.import_module("speval.speval").SETTLE = 0.0
+speval(func, [0, 1], "evals.db", wait=False)
+"""
+    first = sandbox.start(script)
+    until(sandbox.calls)
+    os.unlink(sandbox.db + "-lock")
+    sandbox.touch("go 0")
+    until(lambda: len(sandbox.calls()) == 2)
+    sandbox.run(script)
+    sandbox.touch("go 1")
+    sandbox.end(first)
+    assert sandbox.column("losses") == [0, 0]
+
+
+def test_a_symlink_leads_to_the_same_locks(sandbox: Sandbox) -> None:
+    (sandbox.path / "far").mkdir()
+    os.symlink("far/evals.db", sandbox.db)
+    first = sandbox.start(HOLDS.format("pass"))
+    until(sandbox.calls)
+    assert sandbox.run(LOOKS.replace("evals.db", "far/evals.db")) == "1\n"
+    sandbox.touch("go")
+    sandbox.end(first)
+    assert sorted(os.listdir(sandbox.path / "far")) == ["evals.db", "evals.db-journal", "evals.db-lock"]
+
+
+WITHOUT_FCNTL = "for name in [n for n in sys.modules if n.startswith('speval')]: del sys.modules[name]\n"
+WITHOUT_FCNTL += "sys.modules['fcntl'] = None\nfrom speval import *\n"
+
+
+def test_without_fcntl_a_timeout_reclaims_and_without_a_timeout_nobody_waits_for_ever(
+    sandbox: Sandbox,
+) -> None:
+    first = sandbox.start(WITHOUT_FCNTL + HOLDS.format("pass"))
+    until(sandbox.calls)
+    first.kill()
+    again = WITHOUT_FCNTL + 'speval(lambda x: x, [0], "evals.db")'
+    assert "set a timeout" in sandbox.end(sandbox.start(again), 1)
+    sandbox.run(again.replace('"evals.db"', '"evals.db", timeout=0.2'))
+    assert sandbox.column("result") == [0]
+
+
+def test_posix_locks_do_where_there_are_no_others(sandbox: Sandbox) -> None:
+    posix = WITHOUT_FCNTL.replace("sys.modules['fcntl'] = None", "import fcntl; del fcntl.F_OFD_SETLK")
+    first = sandbox.start(posix + HOLDS.format("pass"))
+    until(sandbox.calls)
+    assert sandbox.run(posix + LOOKS) == "1\n"
+    assert sandbox.run(LOOKS) == "1\n"
+    first.kill()
+    sandbox.run(posix + 'speval(lambda x: x, [0], "evals.db")')
+    assert sandbox.column("losses") == [1]
+
+
+def test_locks_say_what_they_are_and_have_the_mode_of_the_database(sandbox: Sandbox) -> None:
+    (sandbox.path / "evals.db").touch()
+    os.chmod(sandbox.db, 0o660)
+    sandbox.run('speval(lambda x: x, [0], "evals.db")')
+    locks = pathlib.Path(sandbox.db + "-lock")
+    assert locks.stat().st_mode & 0o777 == 0o660
+    assert locks.read_bytes().startswith(b"Locks of the speval database beside this file; do not delete")
+
+
+def test_who_holds_up_everybody_is_named(sandbox: Sandbox) -> None:
+    script = """
+import importlib, sqlite3
+module = importlib.import_module("speval.speval")
+module.LONG_WAIT = 0.05
+db = module.Database("evals.db")
+if sys.argv[1] == "holder":
+    with db.locks.turn(create=True):
+        note("held")
+        wait_for("go")
+else:
+    note(speval(lambda x: x, [0], "evals.db"))
+"""
+    holder = sandbox.start(script, "holder")
+    until(sandbox.calls)
+    instance = sandbox.start(script, "waiter")
+    assert instance.stdout is not None
+    assert f"which process {holder.pid} on {os.uname().nodename} holds" in instance.stdout.readline()
+    sandbox.touch("go")
+    sandbox.end(instance)
+
+
+def test_a_database_that_somebody_else_locks_is_waited_for(sandbox: Sandbox) -> None:
+    sandbox.run('speval(lambda x: x, [0], "evals.db")')
+    conn = sqlite3.connect(sandbox.db, isolation_level=None)
+    conn.execute("BEGIN EXCLUSIVE")
+    script = "import importlib\nimportlib.import_module('speval.speval').LONG_WAIT = 0.05\n"
+    instance = sandbox.start(script + 'speval(lambda x: x, [0, 1], "evals.db")')
+    assert instance.stdout is not None
+    assert "keeps the database locked" in instance.stdout.readline()
+    conn.execute("COMMIT")
+    conn.close()
+    sandbox.end(instance)
+    assert sandbox.column("result") == [0, 1]
