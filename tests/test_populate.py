@@ -1,0 +1,195 @@
+"""How an evaluation space comes into a database, is extended, and is refused if it is another one."""
+
+import logging
+import os
+import pathlib
+import random
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import Sandbox, until
+
+from speval import SpaceMismatch, count_evals, load_evals, speval
+
+
+@pytest.fixture
+def db(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / "evals.db"
+
+
+def names(db: pathlib.Path) -> list[str]:
+    return [row["name"] for row in load_evals(db)]
+
+
+def test_a_bare_file_name_works_and_missing_directories_are_made(sandbox: Sandbox) -> None:
+    sandbox.run("""
+import pathlib
+def func(x): return x
+speval(func, [1], "evals.db")
+speval(func, [1], pathlib.Path("some") / "where" / "a#b?c%20d e.db")
+speval(func, [1], b"bytes.db")
+""")
+    assert sorted(os.listdir(sandbox.path / "some" / "where"))[0] == "a#b?c%20d e.db"
+    assert sandbox.column("result") == [1]
+
+
+def test_instances_started_at_once_populate_once_and_share_the_work(sandbox: Sandbox) -> None:
+    script = """
+def func(x):
+    note(x)
+    return x
+
+speval(func, ({"x": x} for x in range(60)), "evals.db")
+"""
+    instances = [sandbox.start(script) for _ in range(20)]
+    for instance in instances:
+        sandbox.end(instance)
+    assert sandbox.column("result") == [{"x": x} for x in range(60)]
+    assert len(sandbox.calls()) == 60
+
+
+def test_a_longer_list_with_the_same_beginning_extends_the_sweep(db: pathlib.Path) -> None:
+    speval(abs, [-1, -2], db)
+    assert speval(abs, [-1, -2, -3], db)["completed"] == 3
+    assert speval(abs, [-1], db)["completed"] == 3
+    assert [row["result"] for row in load_evals(db)] == [1, 2, 3]
+
+
+def test_new_names_extend_the_sweep_in_any_order(db: pathlib.Path) -> None:
+    speval(len, {"b": [1], "a": []}, db)
+    speval(len, {"c": [1, 2], "a": []}, db)
+    assert names(db) == ["b", "a", "c"]
+
+
+def test_another_space_is_refused_and_nothing_is_added(db: pathlib.Path) -> None:
+    speval(abs, [-1, -2], db)
+    with pytest.raises(SpaceMismatch, match=r"evaluation '1' .* arguments -2, .* now says 5") as caught:
+        speval(abs, [-1, 5, 7], db)
+    assert (caught.value.name, caught.value.stored, caught.value.given) == ("1", -2, 5)
+    assert [row["args"] for row in load_evals(db)] == [-1, -2]
+
+
+def test_the_order_of_keys_is_no_difference_but_a_type_is(db: pathlib.Path) -> None:
+    speval(len, [{"a": 1, "b": 2}], db)
+    assert speval(len, [{"b": 2, "a": 1}], db)["completed"] == 1
+    with pytest.raises(SpaceMismatch):
+        speval(len, [{"a": 1.0, "b": 2}], db)
+
+
+def test_names_that_are_equal_as_text_are_refused(db: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="two evaluations are called '1'"):
+        speval(abs, {1: 1, "1": 2}, db)
+    assert not db.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "key"), [(TypeError, (1, 2)), (TypeError, None), (TypeError, object()), (ValueError, "\udcff")]
+)
+def test_a_name_is_text_or_a_number(db: pathlib.Path, error: type[Exception], key: Any) -> None:
+    with pytest.raises(error):
+        speval(abs, {key: 1}, db)
+    assert not db.exists()
+
+
+def test_an_argument_without_json_is_named_and_the_database_stays_as_it_was(db: pathlib.Path) -> None:
+    with pytest.raises(TypeError, match="arguments of evaluation '1': set cannot be stored as JSON"):
+        speval(len, [[], set()], db)
+    assert not db.exists()
+    speval(len, [[]], db)
+    with pytest.raises(TypeError, match="evaluation '1'"):
+        speval(len, [[], set()], db)
+    assert names(db) == ["0"]
+
+
+def test_an_error_in_the_users_iterable_comes_out_and_nothing_is_made(db: pathlib.Path) -> None:
+    def space() -> Iterator[int]:
+        yield 1
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        speval(abs, space(), db)
+    assert not db.exists()
+
+
+def test_an_empty_space_is_finished(db: pathlib.Path) -> None:
+    assert speval(abs, [], db) == {"pending": 0, "in_progress": 0, "completed": 0, "failed": 0}
+    assert load_evals(db) == []
+
+
+def test_another_function_on_the_same_database_is_warned(
+    db: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    speval(abs, [1], db)
+    assert caplog.messages == []
+    speval(len, [1, [2]], db)
+    speval(len, [1, [2]], db)
+    assert caplog.messages == [f"{db} was made for the function abs, now comes len"] * 2
+
+
+def test_evaluations_deleted_with_the_shell_are_added_again(db: pathlib.Path) -> None:
+    speval(abs, [-1, -2], db)
+    with sqlite3.connect(db) as conn:
+        conn.execute("DELETE FROM evals WHERE name = '0'")
+    conn.close()
+    assert speval(abs, [-1, -2], db)["completed"] == 2
+
+
+def test_a_finished_sweep_is_not_written_to(db: pathlib.Path) -> None:
+    speval(abs, range(10), db)
+    before = db.read_bytes(), db.stat().st_mtime_ns
+    assert speval(abs, range(10), db)["completed"] == 10
+    assert (db.read_bytes(), db.stat().st_mtime_ns) == before
+
+
+def test_a_worker_killed_while_it_populates_leaves_nothing_half_done(sandbox: Sandbox) -> None:
+    script = 'def func(x): note(x)\nspeval(func, range(int(sys.argv[1])), "evals.db", wait=False)'
+    instance = sandbox.start(script, "200000")
+    path = pathlib.Path(sandbox.db)
+    until(lambda: path.exists() and path.stat().st_size > 2_000_000)  # it writes, and has not committed
+    instance.kill()
+    instance.wait()
+    assert sum(count_evals(sandbox.db).values()) in (0, 200_000)
+    os.unlink(path)
+    sandbox.run(script, "5")
+    assert count_evals(sandbox.db)["completed"] == 5
+
+
+def test_memory_does_not_grow_with_the_space(sandbox: Sandbox) -> None:
+    script = """
+import resource
+def func(x): raise SystemExit
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    speval(func, ({"x": x, "text": "x" * 100} for x in range(300_000)), "evals.db")
+except SystemExit:
+    pass
+for row in iter_evals("evals.db"):
+    pass
+print(row["name"], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    name, grown = sandbox.run(script).split()
+    assert name == "299999"
+    assert float(grown) < 30  # MB, of which SQLite's cache is some; the arguments alone are 35
+
+
+def test_the_fingerprint_knows_what_it_saw(db: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Extensions and parts are seen once, too; then an instance needs no write to start."""
+    caplog.set_level(logging.WARNING)
+    generator = random.Random(5)
+    space = [generator.random() for _ in range(50)]
+    for part in (space[:20], space, space[:30]):
+        speval(abs, part, db)
+    before = db.read_bytes()
+    for part in (space[:30], space, space[:20]):
+        speval(abs, part, db)
+    assert db.read_bytes() == before
+
+
+def test_two_extensions_at_once_are_both_there(sandbox: Sandbox) -> None:
+    script = 'def func(x): return x\nspeval(func, dict.fromkeys(sys.argv[1:], 1), "evals.db")'
+    instances = [sandbox.start(script, "a", name) for name in "bcdefg"]
+    for instance in instances:
+        sandbox.end(instance)
+    assert sorted(sandbox.column("name")) == list("abcdefg")
