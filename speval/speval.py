@@ -31,6 +31,7 @@ import random
 import signal
 import sqlite3
 import struct
+import sys
 import threading
 import time
 import traceback
@@ -235,7 +236,7 @@ def _tolist(value: Any) -> Any:
     """Convert what JSON does not know: NumPy scalars and arrays, and anything else with ``tolist``."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not JSON")
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 _encode = json.JSONEncoder(default=_tolist).encode
@@ -246,9 +247,7 @@ def _to_json(value: Any) -> str:
     try:
         text = _encode(value)
     except Exception as exc:
-        raise TypeError(
-            f"{type(value).__name__} cannot be stored as JSON: {exc or type(exc).__name__}"
-        ) from exc
+        raise TypeError(f"cannot be stored as JSON: {exc or type(exc).__name__}") from exc
     if len(text) > MAX_JSON:
         raise TypeError(f"{len(text)} characters of JSON are too many, {MAX_JSON} can be stored")
     return text
@@ -337,65 +336,68 @@ def _args_to_json(name: str, args: Any) -> str:
         raise TypeError(f"the arguments of evaluation {name!r}: {exc}") from exc
 
 
-class _Held(contextlib.AbstractContextManager["_Held"]):
-    """Hold back SIGINT, SIGTERM and SIGTSTP in the block: their handlers run when it is over.
+class Signals(contextlib.AbstractContextManager["Signals"]):
+    """Hold back SIGINT and SIGTERM in the block: nothing breaks into a transaction.
 
-    A second signal of a kind takes its default at once. Masking them in the main thread would not be
-    enough: the kernel gives the signal to any other thread (of a BLAS, say), and Python then runs the
-    handler in the main thread all the same.
+    They are let through while `func` runs and while a worker sleeps, and when the block is over. A
+    second one of its kind, while the first is held, takes its default action at once.
+
+    Masking them in the main thread would not be enough: the kernel then gives them to any other thread
+    (of a BLAS, say), and Python runs the handler in the main thread all the same.
     """
 
-    def __enter__(self) -> _Held:
-        self._got: list[int] = []
-        self.handlers: dict[int, Any] = {}
+    def __init__(self) -> None:
+        self.handlers: dict[signal.Signals, Any] = {}
+        self._held: list[signal.Signals] = []
+        self._open = False
+
+    def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             try:
-                for signum, old in _handlers():
-                    self.handlers[signum] = old
-                    signal.signal(signum, self._hold)
+                for signum in (signal.SIGINT, signal.SIGTERM):
+                    if callable(signal.getsignal(signum)):
+                        self.handlers[signum] = signal.getsignal(signum)
+                        signal.signal(signum, self._handle)
             except BaseException:
                 self._restore()
                 raise
         return self
 
-    def _hold(self, signum: int, frame: object) -> None:
-        self._got.append(signum)
-        signal.signal(signum, signal.SIG_DFL)
+    def _handle(self, signum: int, frame: object) -> None:
+        if self._open:
+            self.handlers[signal.Signals(signum)](signum, frame)
+        else:
+            self._held.append(signal.Signals(signum))
+            signal.signal(signum, signal.SIG_DFL)
+
+    def let_through(self, func: Callable[..., T], *args: Any) -> T:
+        """Call `func` with `args`; signals may interrupt it, also those that came before."""
+        self._open = True
+        try:
+            while self._held:
+                signum = self._held.pop()
+                signal.signal(signum, self._handle)
+                signal.raise_signal(signum)
+            return func(*args)
+        finally:
+            self._open = False
+
+    def default(self) -> None:
+        """Let the signals end the process at once, until the end of the block: one was heeded already."""
+        for signum in self.handlers:
+            signal.signal(signum, signal.SIG_DFL)
 
     def _restore(self) -> None:
-        for signum, old in self.handlers.items():
-            signal.signal(signum, old)
+        for signum, handler in self.handlers.items():
+            if signal.getsignal(signum) in (self._handle, signal.SIG_DFL):  # not if `func` set its own
+                signal.signal(signum, handler)
+        self.handlers.clear()
 
     def __exit__(self, *exc_info: object) -> None:
+        self._open = False
         self._restore()
-        for signum in self._got:
-            signal.raise_signal(signum)
-
-
-def _handlers() -> list[tuple[int, Any]]:
-    """Return the signals that would raise in a transaction or stop it, with their handlers."""
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGTSTP") if hasattr(signal, name)]
-    handlers = [(getattr(signal, name), signal.getsignal(getattr(signal, name))) for name in names]
-    return [
-        (signum, handler)
-        for signum, handler in handlers
-        if callable(handler) or (handler is signal.SIG_DFL and signum.name == "SIGTSTP")
-    ]
-
-
-@contextlib.contextmanager
-def _default_signals() -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the process at once in the block: one has been heeded already."""
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {s: h for s, h in _handlers() if s in (signal.SIGINT, signal.SIGTERM)}
-    for signum in handlers:
-        signal.signal(signum, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+        while self._held:
+            signal.raise_signal(self._held.pop())
 
 
 class _Terminated(BaseException):
@@ -410,7 +412,7 @@ class _Sigterm(contextlib.AbstractContextManager["_Sigterm"]):
     Attributes
     ----------
     came : bool
-        Whether SIGTERM has come, even if `func` caught what it raised.
+        Of the class: whether SIGTERM has come, even if `func` caught what it raised.
     """
 
     came = False
@@ -418,16 +420,14 @@ class _Sigterm(contextlib.AbstractContextManager["_Sigterm"]):
 
     def __enter__(self) -> _Sigterm:
         handler = signal.getsignal(signal.SIGTERM)
-        owner = getattr(handler, "__self__", None)
-        if isinstance(owner, _Sigterm):  # of the speval() in whose func this one runs
-            return owner
         if handler is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
             self._installed = True
+            _Sigterm.came = False
             signal.signal(signal.SIGTERM, self._raise)
         return self
 
     def _raise(self, signum: int, frame: object) -> None:
-        self.came = True
+        _Sigterm.came = True
         raise _Terminated
 
     def __exit__(self, *exc_info: object) -> None:
@@ -439,13 +439,24 @@ class _Sigterm(contextlib.AbstractContextManager["_Sigterm"]):
 
 def _give_up_handlers() -> None:
     """In a forked child: put back the handlers that are ours, the child is not the worker."""
-    for signum, handler in _handlers():
-        owner = getattr(handler, "__self__", None)
-        if isinstance(owner, _Held):
-            handler = owner.handlers[signum]
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        handler = signal.getsignal(signum)
+        while isinstance(owner := getattr(handler, "__self__", None), (Signals, _Sigterm)):
+            handler = owner.handlers[signum] if isinstance(owner, Signals) else signal.SIG_DFL
             signal.signal(signum, handler)
-        if isinstance(getattr(handler, "__self__", None), _Sigterm):
-            signal.signal(signum, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _not_stopped() -> Iterator[None]:
+    """Let no Ctrl-Z stop this thread in the block, which others would wait for."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 LOCKS_SENTENCE = b"Locks of the speval database beside this file; do not delete it while instances run.\n"
@@ -476,7 +487,7 @@ class Locks:
         self._workers: set[int] = set()
         self._fd = -1
         self._identity: tuple[int, int] | None = None
-        self._ofd = hasattr(fcntl, "F_OFD_SETLK")
+        self._ofd = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
         self._shared, local = _mount(path)
         if local:
             log.warning(
@@ -762,7 +773,7 @@ class Database:
     @contextlib.contextmanager
     def _transaction(self, begin: str, mode: str) -> Iterator[sqlite3.Connection]:
         writes = begin != "BEGIN"
-        with self.locks.turn(create=writes and (mode == "rwc" or os.path.exists(self.path))):
+        with _not_stopped(), self.locks.turn(create=writes and (mode == "rwc" or os.path.exists(self.path))):
             conn = None
             try:
                 conn = self._connect(mode)
@@ -861,13 +872,13 @@ def add_space(db: Database, space: Space, func: str) -> None:
         If an evaluation has other arguments in the database. Nothing is added then.
     """
     if os.path.exists(db.path):
-        with _Held(), db.read() as conn:
+        with Signals(), db.read() as conn:
             known = db.format(conn) == CURRENT and _is_known(conn, space)
             first = conn.execute(FIRST_FUNC).fetchall() if known else []
     else:
         known = False
     if not known:
-        with _Held(), db.create() as conn:
+        with Signals(), db.create() as conn:
             first = _add_space(db, conn, space, func)
     for (name,) in first:
         if name != func:
@@ -1021,6 +1032,7 @@ class Worker:
         self._max_attempts = max_attempts
         self._clock = clock
         self._sleep = sleep
+        self._signals = Signals()
         self._pid = os.getpid()
         self._joined = False
         self._looked = -float("inf")
@@ -1029,19 +1041,19 @@ class Worker:
     def work(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> None:
         """Claim, evaluate and store until nothing is left; at the end, or when interrupted, release."""
         outcomes: list[Outcome] = []
-        self._db.locks.add(self.id)
-        try:
-            with _Sigterm() as sigterm:
-                try:
-                    self._loop(func, outcomes, max_failures, wait, sigterm)
-                except BaseException:
-                    if os.getpid() == self._pid:  # what a child forked by `func` does is not ours
-                        with _default_signals():
-                            self.leave(outcomes)
-                    raise
+        with _Sigterm(), self._signals:
+            self._db.locks.add(self.id)
+            try:
+                self._loop(func, outcomes, max_failures, wait)
+            except BaseException:
+                if os.getpid() == self._pid:  # what a child forked by `func` does is not ours
+                    self._signals.default()
+                    self.leave(outcomes)
+                raise
+            else:
                 self.leave(outcomes)
-        finally:
-            self._db.locks.discard(self.id)
+            finally:
+                self._db.locks.discard(self.id)
 
     def _loop(
         self,
@@ -1049,7 +1061,6 @@ class Worker:
         outcomes: list[Outcome],
         max_failures: int | None,
         wait: bool,
-        sigterm: _Sigterm,
     ) -> None:
         evaluated = failed = 0
         while True:
@@ -1058,7 +1069,7 @@ class Worker:
                 outcomes.append(self._evaluate(func, claim))
                 evaluated += 1
                 failed += outcomes[-1].error is not None
-                if sigterm.came:  # and `func` caught what it raised
+                if _Sigterm.came:  # and `func` caught what it raised
                     raise _Terminated
                 if failed == evaluated == max_failures:
                     raise SpevalError(
@@ -1074,7 +1085,7 @@ class Worker:
         cause: BaseException | None = None
         try:
             args = _from_json(claim.args, "the arguments")
-            result = func(args)
+            result = self._signals.let_through(func, args)
         except Exception as exc:
             cause = exc
         finally:
@@ -1088,7 +1099,7 @@ class Worker:
         try:
             return Outcome(claim, _to_json(result), None)
         except TypeError as exc:
-            return Outcome(claim, None, f"{type(exc).__name__}: {exc}\nThe result was {_repr(result)}")
+            return Outcome(claim, None, f"func returned {_repr(result)}\nTypeError: {exc}")
 
     def exchange(self, outcomes: list[Outcome], room: int = 1) -> list[Claim]:
         """Store `outcomes`, which empties the list, and claim up to `room` evaluations, atomically.
@@ -1098,21 +1109,19 @@ class Worker:
         return self._insist(lambda: self._exchange(outcomes, room), outcomes)
 
     def _exchange(self, outcomes: list[Outcome], room: int) -> list[Claim]:
-        with _Held():
-            said: list[str] = []
-            with self._db.write() as conn:
-                self._check_in(conn)
-                stored = [finish(conn, self.id, outcome) for outcome in outcomes]
-                if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
-                    said = reclaim(conn, self._lost(conn), self._max_attempts)
-                    self._looked = self._clock()
-                claims = claim(conn, self.id, room)
-            finished = outcomes[:]
-            outcomes.clear()
-            self._joined = True
+        said: list[str] = []
+        with self._db.write() as conn:
+            self._check_in(conn)
+            stored = [finish(conn, self.id, outcome) for outcome in outcomes]
+            if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
+                said = reclaim(conn, self._lost(conn), self._max_attempts)
+                self._looked = self._clock()
+            claims = claim(conn, self.id, room)
+        self._joined = True
         for line in said:
             log.warning("%s", line)
-        self._log(finished, stored)
+        self._log_finished(outcomes, stored)
+        outcomes.clear()
         for taken in claims:
             log.info("claimed evaluation %s, attempt %d", taken.name, taken.attempt)
         return claims
@@ -1122,20 +1131,18 @@ class Worker:
         if not self._joined:
             return
         try:
-            with _Held():
-                with self._db.write() as conn:
-                    self._check_in(conn)
-                    stored = [finish(conn, self.id, outcome) for outcome in outcomes]
-                    now = time.time()
-                    conn.execute(RELEASE, {"worker": self.id, "now": now})
-                    conn.execute(MARK_ENDED, {"worker": self.id, "ended": now})
-                finished = outcomes[:]
-                outcomes.clear()
-            self._log(finished, stored)
+            with self._db.write() as conn:
+                self._check_in(conn)
+                stored = [finish(conn, self.id, outcome) for outcome in outcomes]
+                now = time.time()
+                conn.execute(RELEASE, {"worker": self.id, "now": now})
+                conn.execute(MARK_ENDED, {"worker": self.id, "ended": now})
         except SpevalError as exc:
             log.error("%s", exc)
             for claim, result, error in outcomes:
                 log.error("not stored: evaluation %s: %s", claim.name, _cut(result or error or "", MAX_ERROR))
+        else:
+            self._log_finished(outcomes, stored)
 
     def _insist(self, action: Callable[[], T], outcomes: list[Outcome]) -> T:
         pause = 1.0
@@ -1146,12 +1153,12 @@ class Worker:
                 if not self._joined:
                     raise
                 log.warning(
-                    "%s. %d finished evaluations are kept in memory; next try in %d s",
+                    "%s (%d finished evaluations are kept in memory, next try in %d s)",
                     exc,
                     len(outcomes),
                     pause,
                 )
-            self._sleep(pause)
+            self._signals.let_through(self._sleep, pause)
             pause = min(2 * pause, 60.0)
 
     def _check_in(self, conn: sqlite3.Connection) -> None:
@@ -1210,15 +1217,15 @@ class Worker:
             if self._clock() - began >= say:
                 log.warning("waiting for %s", ", ".join(map(_who_runs, in_progress)))
                 say *= 2
-            self._sleep(pause)
+            self._signals.let_through(self._sleep, pause)
             pause = min(2 * pause, POLL)
 
     def _look(self) -> tuple[bool, list[Any], list[Loss]]:
-        with _Held(), self._db.read() as conn:
+        with self._db.read() as conn:
             ((pending, _),) = conn.execute(LEFT).fetchall()
             return bool(pending), conn.execute(IN_PROGRESS).fetchall(), self._lost(conn)
 
-    def _log(self, outcomes: list[Outcome], stored: list[bool]) -> None:
+    def _log_finished(self, outcomes: list[Outcome], stored: list[bool]) -> None:
         for (claim, _, error), accepted in zip(outcomes, stored):
             if not accepted:
                 log.warning("dropped what came late for evaluation %s, attempt %d", claim.name, claim.attempt)
@@ -1239,8 +1246,10 @@ def _last_line(text: str | None) -> str:
 
 
 def _traceback(exc: BaseException) -> str:
-    """Return the traceback of an exception from `func`, without our own frame, fit for UTF-8."""
-    tb = exc.__traceback__ and exc.__traceback__.tb_next
+    """Return the traceback of an exception from `func`, without our own frames, fit for UTF-8."""
+    tb = exc.__traceback__
+    while tb and tb.tb_frame.f_code.co_filename == __file__:
+        tb = tb.tb_next
     text = "".join(traceback.format_exception(type(exc), exc, tb))
     return _cut(text.encode(errors="backslashreplace").decode(), MAX_ERROR)
 
@@ -1453,7 +1462,7 @@ def _existing(evals_fname: str | os.PathLike[str]) -> Database:
 def _iter_evals(db: Database, status: str | None) -> Iterator[dict[str, Any]]:
     after: int | None = -(2**63)
     while after is not None:
-        with _Held(), db.read() as conn:
+        with Signals(), db.read() as conn:
             rows, after = _read_chunk(db.format(conn), conn, after, status)
         for row in rows:
             yield _as_dict(db.path, *row)
@@ -1511,7 +1520,7 @@ def count_evals(evals_fname: str | os.PathLike[str]) -> dict[str, int]:
         As from `load_evals`.
     """
     db = _existing(evals_fname)
-    with _Held(), db.read() as conn:
+    with Signals(), db.read() as conn:
         found = db.format(conn)
         rows = conn.execute(COUNT if found == CURRENT else COUNT_0_1_1).fetchall() if found else [(0,) * 4]
     pending, in_progress, total, failed = map(int, rows[0])
@@ -1563,9 +1572,9 @@ def reset_evals(
         raise TypeError(f"names has to be a list of names, not the str {names!r}")
     wanted = [None] if names is None else [str(name) for name in names]
     db = _existing(evals_fname)
-    with _Held(), db.read() as conn:
+    with Signals(), db.read() as conn:
         db.format(conn)  # before anything is made beside a database of something else
-    with _Held(), db.write() as conn:
+    with Signals(), db.write() as conn:
         _bring_up_to_date(db, conn)
         for name in wanted:
             if name is not None and not conn.execute(LOOKUP_ARGS, {"name": name}).fetchall():

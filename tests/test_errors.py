@@ -182,7 +182,7 @@ def test_a_full_disk_is_waited_out_and_no_result_is_lost(sandbox: Sandbox, small
     assert instance.stdout is not None
     line = instance.stdout.readline()
     assert "is the disk full?" in line
-    assert "1 finished evaluations are kept in memory; next try in 1 s" in line
+    assert "1 finished evaluations are kept in memory, next try in 1 s" in line
     (small_disk / "ballast").unlink()
     sandbox.end(instance)
     assert [len(row["result"]) for row in load_evals(small_disk / "evals.db")] == [50_000] * 10

@@ -94,7 +94,9 @@ def test_a_name_is_text_or_a_number(db: pathlib.Path, error: type[Exception], ke
 
 
 def test_an_argument_without_json_is_named_and_the_database_stays_as_it_was(db: pathlib.Path) -> None:
-    with pytest.raises(TypeError, match="arguments of evaluation '1': set cannot be stored as JSON"):
+    with pytest.raises(
+        TypeError, match="arguments of evaluation '1': cannot be stored as JSON: Object of type set"
+    ):
         speval(len, [[], set()], db)
     assert not db.exists()
     speval(len, [[]], db)

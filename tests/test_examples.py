@@ -1,0 +1,106 @@
+"""The examples do, run as a user runs them, what the README says of them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from speval import load_evals
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+LIMIT = 120.0  # seconds, reached only when something is broken
+
+
+def start(folder: pathlib.Path, name: str, *args: str) -> subprocess.Popen[str]:
+    """Start an example whose databases are in `folder`."""
+    return subprocess.Popen(
+        [sys.executable, str(EXAMPLES / name), *args],
+        env={**os.environ, "TMPDIR": str(folder)},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(instance: subprocess.Popen[str], stderr: str = "") -> list[str]:
+    """Wait until an example ends well; return the lines that it printed."""
+    try:
+        printed, errors = instance.communicate(timeout=LIMIT)
+    finally:
+        instance.kill()
+    assert instance.returncode == 0, errors
+    assert re.fullmatch(stderr, errors), errors
+    return printed.splitlines()
+
+
+def run(folder: pathlib.Path, name: str, *args: str) -> list[str]:
+    return end(start(folder, name, *args))
+
+
+def test_instances_of_hello_world_share_the_greetings_out(tmp_path: pathlib.Path) -> None:
+    instances = [start(tmp_path, "01_hello_world.py") for _ in range(5)]
+    printed = Counter(line for instance in instances for line in end(instance))
+    assert printed.pop("20 evaluations are completed") == 5
+    assert printed == {f"Hello world: {arg}": 1 for arg in range(20)}
+
+
+def test_hello_world_run_again_has_nothing_left_to_do(tmp_path: pathlib.Path) -> None:
+    assert len(run(tmp_path, "01_hello_world.py")) == 21
+    assert run(tmp_path, "01_hello_world.py") == ["20 evaluations are completed"]
+
+
+def test_every_result_that_was_stored_is_retrieved(tmp_path: pathlib.Path) -> None:
+    returned = run(tmp_path, "02_store_results.py")
+    *retrieved, mean = run(tmp_path, "02_retrieve_results.py")
+    assert [line.split()[-1].rstrip(".") for line in retrieved] == [line.split()[1] for line in returned]
+    assert len(retrieved) == 20
+    assert float(mean.removeprefix("Mean: ")) == pytest.approx(3.14, abs=0.01)
+
+
+@pytest.mark.parametrize(("method", "error"), [("rand", 5935.42), ("grid", 1.781e06)])
+def test_the_best_line_is_the_one_with_the_least_error(
+    tmp_path: pathlib.Path, method: str, error: float
+) -> None:
+    assert run(tmp_path, "03_fit_line.py", method) == []
+    evals = load_evals(tmp_path / f"03_fit_line_{method}.db", "completed")
+    assert len(evals) == 400
+    assert min(e["result"] for e in evals) == pytest.approx(error, rel=1e-5)
+    assert run(tmp_path, "03_get_best_fit.py", method)[-1].split() == [
+        "Mean",
+        "square",
+        "error:",
+        f"{error:g}",
+    ]
+
+
+def test_a_second_instance_of_the_random_search_has_the_same_space(tmp_path: pathlib.Path) -> None:
+    instances = [start(tmp_path, "03_fit_line.py") for _ in range(3)]
+    assert [end(instance) for instance in instances] == [[]] * 3
+    assert len(load_evals(tmp_path / "03_fit_line_rand.db", "completed")) == 400
+
+
+def test_the_evaluation_of_a_killed_instance_is_the_only_one_repeated(tmp_path: pathlib.Path) -> None:
+    instance = start(tmp_path, "04_survive_crash.py")
+    printed = end(instance, r"reclaimed evaluation 0: process \d+ on .+ died\n")
+    assert printed[:4] == [
+        "killed an instance in the middle of evaluation 0",
+        "an instance ended with -9",
+        *["an instance ended with 0"] * 2,
+    ]
+    repeated, *others = printed[4:]
+    assert repeated == "0: completed, result 0, attempt 2, losses 1"
+    assert others == [f"{x}: completed, result {x * x}, attempt 1, losses 0" for x in range(1, 6)]
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_example_is_short_and_stands_in_the_readme(example: pathlib.Path) -> None:
+    assert len(example.read_text().splitlines()) <= 40
+    assert f"examples/{example.name}" in (EXAMPLES.parent / "README.rst").read_text(encoding="utf-8")
