@@ -101,8 +101,10 @@ UPGRADE_0_1_1 = (
 
 KNOW_SPACE = """
     SELECT 1 FROM spaces WHERE fingerprint = :fingerprint AND size <= (SELECT count(*) FROM evals)"""
-KEEP_SPACE = "INSERT OR REPLACE INTO spaces VALUES (:fingerprint, :size, :func, :now)"
-FIRST_FUNC = "SELECT func FROM spaces ORDER BY added LIMIT 1"
+KEEP_SPACE = """
+    INSERT OR REPLACE INTO spaces (fingerprint, size, func, added)
+    VALUES (:fingerprint, :size, :func, :now)"""
+FIRST_FUNC = "SELECT func FROM spaces ORDER BY rowid LIMIT 1"
 ADD_EVAL = "INSERT INTO evals (name, status, updated, args) VALUES (:name, 'pending', :now, :args)"
 LOOKUP_ARGS = "SELECT args FROM evals WHERE name = :name"
 
@@ -336,27 +338,42 @@ def _args_to_json(name: str, args: Any) -> str:
         raise TypeError(f"the arguments of evaluation {name!r}: {exc}") from exc
 
 
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
 class Signals(contextlib.AbstractContextManager["Signals"]):
     """Hold back SIGINT and SIGTERM in the block: nothing breaks into a transaction.
 
     They are let through while `func` runs and while a worker sleeps, and when the block is over. A
-    second one of its kind, while the first is held, takes its default action at once.
+    second one of its kind, while the first is held, takes its default action at once. Where the default
+    stands for SIGTERM, it raises in `func` and ends the process, as by default, when the block is over.
 
     Masking them in the main thread would not be enough: the kernel then gives them to any other thread
     (of a BLAS, say), and Python runs the handler in the main thread all the same.
+
+    Attributes
+    ----------
+    terminated : bool
+        Of the class: SIGTERM has come and raised, even if `func` caught that.
+    handlers : dict
+        The handlers that are put back at the end. Only of the main thread, elsewhere none is touched.
     """
 
+    terminated = False
+
     def __init__(self) -> None:
-        self.handlers: dict[signal.Signals, Any] = {}
-        self._held: list[signal.Signals] = []
+        self.handlers: dict[int, Any] = {}
+        self._held: list[int] = []
         self._open = False
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             try:
                 for signum in (signal.SIGINT, signal.SIGTERM):
-                    if callable(signal.getsignal(signum)):
-                        self.handlers[signum] = signal.getsignal(signum)
+                    handler = signal.getsignal(signum)
+                    if callable(handler) or (handler is signal.SIG_DFL and signum == signal.SIGTERM):
+                        self.handlers[signum] = handler
                         signal.signal(signum, self._handle)
             except BaseException:
                 self._restore()
@@ -364,11 +381,15 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         return self
 
     def _handle(self, signum: int, frame: object) -> None:
-        if self._open:
-            self.handlers[signal.Signals(signum)](signum, frame)
-        else:
-            self._held.append(signal.Signals(signum))
+        if not self._open:
+            self._held.append(signum)
             signal.signal(signum, signal.SIG_DFL)
+        elif callable(self.handlers[signum]):
+            self.handlers[signum](signum, frame)
+        else:
+            self._held.append(signum)
+            Signals.terminated = True
+            raise _Terminated
 
     def let_through(self, func: Callable[..., T], *args: Any) -> T:
         """Call `func` with `args`; signals may interrupt it, also those that came before."""
@@ -388,10 +409,10 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
             signal.signal(signum, signal.SIG_DFL)
 
     def _restore(self) -> None:
-        for signum, handler in self.handlers.items():
+        while self.handlers:  # SIGTERM first: once SIGINT is back, anything may be interrupted
+            signum, handler = self.handlers.popitem()
             if signal.getsignal(signum) in (self._handle, signal.SIG_DFL):  # not if `func` set its own
                 signal.signal(signum, handler)
-        self.handlers.clear()
 
     def __exit__(self, *exc_info: object) -> None:
         self._open = False
@@ -400,49 +421,12 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
             signal.raise_signal(self._held.pop())
 
 
-class _Terminated(BaseException):
-    """SIGTERM has come."""
-
-
-class _Sigterm(contextlib.AbstractContextManager["_Sigterm"]):
-    """Let SIGTERM raise in the block, then end the process as SIGTERM would.
-
-    Only in the main thread, and only where the default stands: a handler of the user's is his.
-
-    Attributes
-    ----------
-    came : bool
-        Of the class: whether SIGTERM has come, even if `func` caught what it raised.
-    """
-
-    came = False
-    _installed = False
-
-    def __enter__(self) -> _Sigterm:
-        handler = signal.getsignal(signal.SIGTERM)
-        if handler is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
-            self._installed = True
-            _Sigterm.came = False
-            signal.signal(signal.SIGTERM, self._raise)
-        return self
-
-    def _raise(self, signum: int, frame: object) -> None:
-        _Sigterm.came = True
-        raise _Terminated
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            if self.came:
-                signal.raise_signal(signal.SIGTERM)
-
-
 def _give_up_handlers() -> None:
-    """In a forked child: put back the handlers that are ours, the child is not the worker."""
+    """In a forked child: put back the handlers that we replaced, the child is not the worker."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         handler = signal.getsignal(signum)
-        while isinstance(owner := getattr(handler, "__self__", None), (Signals, _Sigterm)):
-            handler = owner.handlers[signum] if isinstance(owner, Signals) else signal.SIG_DFL
+        while isinstance(owner := getattr(handler, "__self__", None), Signals):
+            handler = owner.handlers[signum]
             signal.signal(signum, handler)
 
 
@@ -531,18 +515,11 @@ class Locks:
             with contextlib.suppress(OSError):  # the locks work without what is only for people
                 os.write(self._fd, LOCKS_SENTENCE)
                 os.fchmod(self._fd, os.stat(self._database).st_mode & 0o777)
-        try:
-            self._lock_workers()
-        except OSError as exc:
-            if not (self._ofd and exc.errno == errno.EINVAL):  # a kernel older than 3.15
-                raise
-            self._ofd = False
-            self._lock_workers()
-
-    def _lock_workers(self) -> None:
-        self._is_locked(QUEUE)  # says whether there are locks at all
-        for worker in self._workers:
-            self._lock(1 + worker, wait=True)
+        if self._ofd:
+            try:
+                self._is_locked(QUEUE)
+            except OSError as exc:
+                self._ofd = exc.errno != errno.EINVAL  # a kernel older than 3.15
 
     def _close(self) -> None:
         """Close the descriptor, unless `func` closed it and the number means another file by now."""
@@ -559,12 +536,12 @@ class Locks:
         self._close()
         try:
             self._open(create or bool(self._workers))
+            for worker in self._workers:
+                self._lock(1 + worker, wait=True)
         except OSError as exc:
             self._close()
             if self._workers and not self.blind:
-                log.warning(
-                    "no locks on %s (%s): dead workers are not noticed, set a timeout", self.path, exc
-                )
+                log.warning("no locks on %s (%s): only a timeout reclaims from the dead", self.path, exc)
                 self.blind = True
 
     @contextlib.contextmanager
@@ -603,10 +580,13 @@ class Locks:
     def add(self, worker: int) -> None:
         """Say that a worker of this process is alive, until `discard` or the end of the process."""
         with self.mutex:
-            self._workers.add(worker)
             self._refresh(create=True)
-            if self._fd >= 0:
-                self._lock(1 + worker, wait=True)
+            self._workers.add(worker)
+            try:
+                if self._fd >= 0:
+                    self._lock(1 + worker, wait=True)
+            except OSError:
+                self._close()  # the next transaction tries again, and says so
 
     def discard(self, worker: int) -> None:
         with self.mutex:
@@ -783,7 +763,9 @@ class Database:
                 else:
                     conn.execute("PRAGMA query_only = ON")
                 _patiently(conn, begin)
-                _patiently(conn, "SELECT 1 FROM sqlite_master")  # it is this that locks, after a plain BEGIN
+                _patiently(
+                    conn, "SELECT 1 FROM sqlite_master LIMIT 1"
+                )  # it is this that locks, after a plain BEGIN
                 yield conn
                 _patiently(conn, "COMMIT")
             except sqlite3.Error as exc:
@@ -842,7 +824,7 @@ def _patiently(conn: sqlite3.Connection, statement: str) -> None:
     with contextlib.ExitStack() as stack:
         for tries in itertools.count():
             try:
-                conn.execute(statement)
+                conn.execute(statement).fetchall()
                 return
             except sqlite3.OperationalError as exc:
                 if _code(exc) not in (SQLITE_BUSY, SQLITE_PROTOCOL):
@@ -1041,7 +1023,7 @@ class Worker:
     def work(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> None:
         """Claim, evaluate and store until nothing is left; at the end, or when interrupted, release."""
         outcomes: list[Outcome] = []
-        with _Sigterm(), self._signals:
+        with self._signals:
             self._db.locks.add(self.id)
             try:
                 self._loop(func, outcomes, max_failures, wait)
@@ -1069,7 +1051,7 @@ class Worker:
                 outcomes.append(self._evaluate(func, claim))
                 evaluated += 1
                 failed += outcomes[-1].error is not None
-                if _Sigterm.came:  # and `func` caught what it raised
+                if Signals.terminated:  # and `func` caught what it raised
                     raise _Terminated
                 if failed == evaluated == max_failures:
                     raise SpevalError(

@@ -8,6 +8,7 @@ import pytest
 from conftest import Sandbox, until
 
 from speval import load_evals
+from speval.speval import _mount
 
 HOLDS = """
 def func(x):
@@ -276,4 +277,49 @@ def test_a_database_that_somebody_else_locks_is_waited_for(sandbox: Sandbox) -> 
     conn.execute("COMMIT")
     conn.close()
     sandbox.end(instance)
+    assert sandbox.column("result") == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("mount", "network", "option"),
+    [
+        ("/dev/sda1 / ext4 rw 0 0", False, ""),
+        ("server:/x /data nfs4 rw,local_lock=none 0 0", True, ""),
+        ("server:/x /data nfs rw,nolock 0 0", True, "nolock"),
+        ("server:/x /data/set nfs rw,local_lock=all 0 0", True, "local_lock=all"),
+        ("server:/x /data/s nfs rw,nolock 0 0", False, ""),
+        ("mgs:/x /data lustre rw,localflock 0 0", True, "localflock"),
+        ("host: /data/set fuse.sshfs rw 0 0", True, ""),
+        ("server:/x /data/my\\040set nfs rw 0 0", False, ""),
+    ],
+)
+def test_a_network_mount_is_known_by_the_table_of_mounts(
+    tmp_path: pathlib.Path, mount: str, network: bool, option: str
+) -> None:
+    table = tmp_path / "mounts"
+    table.write_text("/dev/sda1 / ext4 rw 0 0\n" + mount + "\n")
+    assert _mount("/data/set/evals.db", str(table)) == (network, option)
+    space = "my\\040set" in mount
+    assert _mount("/data/my set/evals.db", str(table))[0] == (space or mount.split()[1] == "/data")
+
+
+def test_on_a_network_mount_nobody_queues_and_a_local_lock_is_warned(sandbox: Sandbox) -> None:
+    script = """
+import builtins, importlib
+core = importlib.import_module("speval.speval")
+core._mount = lambda path: (True, "nolock")
+speval(lambda x: x, range(3), "evals.db")
+with open("evals.db-lock", "rb") as locks:
+    print("held by", locks.read()[128:136].strip())
+"""
+    output = sandbox.run(script)
+    assert "is on a mount whose locks are local to each host (nolock)" in output
+    assert "held by b'\\x00" in output
+
+
+def test_without_permission_for_the_locks_a_timeout_reclaims(sandbox: Sandbox) -> None:
+    os.mkdir(sandbox.db + "-lock")  # nobody can open this for writing, not even root
+    script = 'speval(lambda x: x, [0, 1], "evals.db")'
+    output = sandbox.run(script)
+    assert output.count("only a timeout reclaims from the dead") == 1
     assert sandbox.column("result") == [0, 1]

@@ -13,6 +13,7 @@ import signal
 import sqlite3
 import sys
 import time
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import speval
@@ -24,32 +25,28 @@ def space(size: str) -> list[dict[str, float]]:
     return [{"x": i, "y": i / 2} for i in range(int(size))]
 
 
-def evaluate(path: str, size: str) -> list[float]:
-    """Evaluate no-ops until none is left or SIGINT comes; return when each was called."""
+def evaluate(path: str, size: str, seconds: str = "") -> list[float]:
+    """Evaluate no-ops, or sleep, until nothing is left or SIGINT comes; return when each was called."""
     called: list[float] = []
 
     def func(args: Any) -> None:
         called.append(time.monotonic())
         if len(called) == 1:
             print("started", flush=True)
+        if seconds:
+            time.sleep(float(seconds))
 
     with contextlib.suppress(KeyboardInterrupt):
         speval.speval(func, space(size), path)
     return called
 
 
-def floor(path: str, size: str, opening: str = "") -> list[float]:
+def floor(path: str, opening: str = "") -> list[float]:
     """Do the same with nothing but sqlite3, by one connection or by one for each transaction."""
-    from speval.speval import ADD_EVAL, CLAIM, COMPLETE, CREATE, FIND_PENDING
+    from speval.speval import CLAIM, COMPLETE, FIND_PENDING
 
-    conn, now = _connect(path), time.time()
-    for statement in ("BEGIN", *CREATE):
-        conn.execute(statement)
-    rows = [{"name": str(i), "now": now, "args": json.dumps(args)} for i, args in enumerate(space(size))]
-    conn.executemany(ADD_EVAL, rows)
-    conn.execute("COMMIT")
+    conn, facts = _connect(path), {}
     called: list[float] = []
-    facts: dict[str, Any] = {}
     while facts or not called:
         if opening:
             conn.close()
@@ -69,8 +66,7 @@ def floor(path: str, size: str, opening: str = "") -> list[float]:
 
 def _connect(path: str) -> sqlite3.Connection:
     conn = sqlite3.connect(path, isolation_level=None)
-    conn.execute("PRAGMA journal_mode = TRUNCATE")
-    conn.execute("PRAGMA synchronous = FULL")
+    conn.executescript("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = FULL")
     return conn
 
 
@@ -82,11 +78,8 @@ def hold(path: str) -> None:
         if speval.current_eval()["attempt"] == 1:
             time.sleep(BOUND)
 
+    print("started", flush=True)
     speval.speval(func, [0], path)
-
-
-def sleep(path: str, size: str, seconds: str) -> None:
-    speval.speval(lambda args: time.sleep(float(seconds)), space(size), path)
 
 
 def enter(path: str, size: str) -> tuple[float, float]:
@@ -118,8 +111,6 @@ def write(path: str) -> list[tuple[float, float]]:
 
 def read(path: str) -> tuple[float, float, int, int]:
     """Read all; return when that began and ended, the number of rows and the growth of memory in KiB."""
-    from resource import RUSAGE_SELF, getrusage
-
     before, began = getrusage(RUSAGE_SELF).ru_maxrss, time.monotonic()
     rows = sum(1 for _ in speval.iter_evals(path))
     return began, time.monotonic(), rows, getrusage(RUSAGE_SELF).ru_maxrss - before
@@ -136,5 +127,5 @@ def count(path: str) -> list[float]:
 
 if __name__ == "__main__":
     signal.alarm(BOUND)
-    logging.getLogger("speval").setLevel(logging.ERROR)  # reclaims, and functions of several names, are meant
+    logging.getLogger("speval").setLevel(logging.ERROR)  # it would warn of each kill
     print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))
