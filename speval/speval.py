@@ -22,12 +22,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import errno
-import hashlib
-import itertools
 import json
 import logging
 import os
-import random
 import signal
 import sqlite3
 import struct
@@ -62,12 +59,13 @@ FORMAT = 1
 STATUSES = ("pending", "in_progress", "completed", "failed")
 COLUMNS_0_1_1 = ["name", "status", "updated", "result", "args"]
 
+# Every transaction opens the database and reads this again: as few tables and indexes as will do.
 # `reset` is the attempt at the last reset: no claim up to it can store anything any more.
 CREATE = (
     """CREATE TABLE evals (
         id INTEGER PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
-        status TEXT NOT NULL CHECK (status IN ('pending', 'in_progress', 'completed', 'failed')),
+        status TEXT NOT NULL,
         updated REAL NOT NULL,
         result TEXT,
         args TEXT NOT NULL,
@@ -81,11 +79,10 @@ CREATE = (
         id INTEGER PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL,
         started REAL NOT NULL, ended REAL)""",
     """CREATE TABLE spaces (
-        fingerprint TEXT PRIMARY KEY, size INTEGER NOT NULL, func TEXT NOT NULL, added REAL NOT NULL)""",
+        fingerprint TEXT NOT NULL, size INTEGER NOT NULL, func TEXT NOT NULL, added REAL NOT NULL)""",
     "CREATE INDEX evals_pending ON evals (id) WHERE status = 'pending'",
     "CREATE INDEX evals_in_progress ON evals (worker) WHERE status = 'in_progress'",
     "CREATE INDEX evals_failed ON evals (id) WHERE status = 'failed'",
-    "CREATE INDEX workers_alive ON workers (id) WHERE ended IS NULL",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {FORMAT}",
 )
@@ -102,7 +99,7 @@ UPGRADE_0_1_1 = (
 KNOW_SPACE = """
     SELECT 1 FROM spaces WHERE fingerprint = :fingerprint AND size <= (SELECT count(*) FROM evals)"""
 KEEP_SPACE = """
-    INSERT OR REPLACE INTO spaces (fingerprint, size, func, added)
+    INSERT INTO spaces (fingerprint, size, func, added)
     VALUES (:fingerprint, :size, :func, :now)"""
 FIRST_FUNC = "SELECT func FROM spaces ORDER BY rowid LIMIT 1"
 ADD_EVAL = "INSERT INTO evals (name, status, updated, args) VALUES (:name, 'pending', :now, :args)"
@@ -121,12 +118,12 @@ CLAIM = """
         updated = :now
     WHERE id = :id AND status = 'pending' AND attempt = :attempt - 1"""
 # Also over what was lost (pending again, claimed by another, or failed by losses, which leaves no
-# worker), as long as there is no other result.
+# worker), as long as there is no other result. (An OR instead of CASE takes SQLite 25 us more to plan.)
 COMPLETE = """
     UPDATE evals SET status = 'completed', result = :result, error = NULL, worker = :worker,
         started = :started, updated = :now
     WHERE id = :id AND :attempt > reset
-        AND (status IN ('pending', 'in_progress') OR status = 'failed' AND worker IS NULL)"""
+        AND CASE status WHEN 'completed' THEN 0 WHEN 'failed' THEN worker IS NULL ELSE 1 END"""
 FAIL = """
     UPDATE evals SET status = 'failed', error = :error, updated = :now
     WHERE id = :id AND status = 'in_progress' AND attempt = :attempt AND :attempt > reset"""
@@ -194,8 +191,8 @@ class SpaceMismatch(SpevalError):
         super().__init__(
             f"evaluation {name!r} of {path} has the arguments {_cut(repr(stored))}, but the evaluation"
             f" space now says {_cut(repr(given))}. All instances have to get the same evaluation space:"
-            " seed the random generator, sort what came from a set or from os.listdir, name the evaluations with a dict,"
-            " or use another file for another space."
+            " seed the random generator, sort what came from a set or from os.listdir, name the"
+            " evaluations with a dict, or use another file for another space."
         )
         self.name, self.stored, self.given = name, stored, given
 
@@ -279,10 +276,11 @@ class Space:
     """
 
     def __init__(self, eval_space: Mapping[Any, Any] | Iterable[Any]) -> None:
+        import hashlib  # these two would double the time that importing this module takes
         import tempfile
 
         self.size = 0
-        self._file = tempfile.SpooledTemporaryFile(1 << 20)
+        self._file = tempfile.SpooledTemporaryFile(1 << 20)  # noqa: SIM115 - it is closed by close()
         digest = hashlib.blake2b(digest_size=16)
         try:
             for name, args in _named(eval_space):
@@ -445,7 +443,9 @@ def _not_stopped() -> Iterator[None]:
 
 LOCKS_SENTENCE = b"Locks of the speval database beside this file; do not delete it while instances run.\n"
 HOLDER, MADE = 128, 256  # offsets in that file: who holds the queue, when it was made beside claims
-QUEUE = 0  # byte 0 is the queue of writers, byte 1 + id says that a worker is alive
+# Byte 0 is the queue of writers, byte 1 + id says that a worker is alive. Who leaves the queue and comes
+# again would be back before the one that was woken meanwhile: so he passes a turnstile, where that one is.
+QUEUE, TURNSTILE = 0, 1 << 60
 SETTLE = 10.0  # seconds in which the workers take their bytes of a new file again
 LONG_WAIT = 10.0  # seconds after which somebody says so
 NETWORK_MOUNTS = ("nfs", "cifs", "smb", "9p", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.")
@@ -469,6 +469,7 @@ class Locks:
         self.blind = fcntl is None
         self._database = path
         self._workers: set[int] = set()
+        self._me = _me()
         self._fd = -1
         self._identity: tuple[int, int] | None = None
         self._ofd = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
@@ -565,14 +566,23 @@ class Locks:
 
     def _enqueue(self) -> bool:
         try:
-            if not self._lock(QUEUE):
+            if not self._pass(wait=False):
                 with _notice(lambda: f"waiting for {self.path}, which {self._holder()} holds"):
-                    self._lock(QUEUE, wait=True)
+                    self._pass(wait=True)
         except OSError:
             return False
         with contextlib.suppress(OSError):
-            os.pwrite(self._fd, f"process {os.getpid()} on {_host()}".ljust(100).encode()[:100], HOLDER)
+            os.pwrite(self._fd, self._me, HOLDER)
         return True
+
+    def _pass(self, wait: bool) -> bool:
+        """Pass the turnstile and take the queue."""
+        if not self._lock(TURNSTILE, wait):
+            return False
+        try:
+            return self._lock(QUEUE, wait)
+        finally:
+            self._unlock(TURNSTILE)
 
     def _holder(self) -> str:
         return os.pread(self._fd, 100, HOLDER).decode(errors="replace").strip() or "somebody"
@@ -633,6 +643,7 @@ class Locks:
         """In a forked child: close the inherited descriptor, or the child would keep our workers alive."""
         self._close()
         self._workers.clear()
+        self._me = _me()
         self.mutex = threading.RLock()
 
 
@@ -647,6 +658,10 @@ def _identity(file: int | str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _me() -> bytes:
+    return f"process {os.getpid()} on {_host()}".ljust(100).encode()[:100]
 
 
 def _host() -> str:
@@ -760,12 +775,11 @@ class Database:
                 if writes:
                     _patiently(conn, "PRAGMA journal_mode = TRUNCATE")
                     conn.execute("PRAGMA synchronous = FULL")
+                    _patiently(conn, begin)
                 else:
                     conn.execute("PRAGMA query_only = ON")
-                _patiently(conn, begin)
-                _patiently(
-                    conn, "SELECT 1 FROM sqlite_master LIMIT 1"
-                )  # it is this that locks, after a plain BEGIN
+                    conn.execute(begin)
+                    _patiently(conn, "PRAGMA user_version")  # it is the first read that locks
                 yield conn
                 _patiently(conn, "COMMIT")
             except sqlite3.Error as exc:
@@ -821,17 +835,21 @@ class Database:
 
 def _patiently(conn: sqlite3.Connection, statement: str) -> None:
     """Execute what takes or gives up a lock of SQLite, and wait for as long as others keep it busy."""
-    with contextlib.ExitStack() as stack:
-        for tries in itertools.count():
-            try:
-                conn.execute(statement).fetchall()
-                return
-            except sqlite3.OperationalError as exc:
-                if _code(exc) not in (SQLITE_BUSY, SQLITE_PROTOCOL):
-                    raise
-            if tries == 0:
-                stack.enter_context(_notice(lambda: "waiting for a process that keeps the database locked"))
+    if _executed(conn, statement):
+        return
+    with _notice(lambda: "waiting for a process that keeps the database locked"):
+        while not _executed(conn, statement):
             time.sleep(0.01)
+
+
+def _executed(conn: sqlite3.Connection, statement: str) -> bool:
+    try:
+        conn.execute(statement).fetchall()
+    except sqlite3.OperationalError as exc:
+        if _code(exc) in (SQLITE_BUSY, SQLITE_PROTOCOL):
+            return False
+        raise
+    return True
 
 
 def _close(conn: sqlite3.Connection) -> None:
@@ -986,7 +1004,7 @@ def _some(names: list[str]) -> str:
 
 
 LOOK = 5.0  # seconds after which a busy worker looks after the others
-POLL = 0.25  # seconds, at most, between two looks of a waiting one
+POLL = 0.1  # seconds, at most, between two looks of a waiting one
 STILL_WAITING = 60.0  # seconds after which a waiting worker says for whom; doubled each time
 
 # The evaluations that run now in this context, the innermost last: path of the database and claim.
@@ -1008,7 +1026,7 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.id = random.SystemRandom().getrandbits(48)
+        self.id = int.from_bytes(os.urandom(6), "big")
         self._db = db
         self._timeout = timeout
         self._max_attempts = max_attempts
@@ -1068,7 +1086,7 @@ class Worker:
         try:
             args = _from_json(claim.args, "the arguments")
             result = self._signals.let_through(func, args)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it costs this evaluation
             cause = exc
         finally:
             _running.reset(running)
@@ -1145,15 +1163,18 @@ class Worker:
 
     def _check_in(self, conn: sqlite3.Connection) -> None:
         """Enter the worker, once; after that it has to be there, or the database is another one."""
-        known = self._db.format(conn) == CURRENT
-        found = conn.execute(LOOKUP_WORKER, {"worker": self.id}).fetchall() if known else []
-        if found and found[0][0] is not None:  # somebody took us for dead
-            conn.execute(MARK_ENDED, {"worker": self.id, "ended": None})
-        elif not found and (self._joined or not known):
-            raise SpevalError(f"{self._db.path} was replaced while it was in use: start again")
-        elif not found:
+        if not self._joined and self._db.format(conn) == CURRENT:
             facts = {"worker": self.id, "host": _host(), "pid": self._pid, "now": time.time()}
             conn.execute(JOIN, facts)
+            return
+        try:
+            found = conn.execute(LOOKUP_WORKER, {"worker": self.id}).fetchall()
+        except sqlite3.OperationalError:  # no such table
+            found = []
+        if not found:
+            raise SpevalError(f"{self._db.path} was replaced while it was in use: start again")
+        if found[0][0] is not None:  # somebody took us for dead
+            conn.execute(MARK_ENDED, {"worker": self.id, "ended": None})
 
     def _lost(self, conn: sqlite3.Connection) -> list[Loss]:
         """Return the workers that are dead, and those that are stalled.
@@ -1239,7 +1260,7 @@ def _traceback(exc: BaseException) -> str:
 def _repr(value: Any) -> str:
     try:
         return _cut(repr(value).encode(errors="backslashreplace").decode(), 10_000)
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - a repr may raise anything
         return f"a {type(value).__name__} whose repr raises {type(exc).__name__}"
 
 
@@ -1331,7 +1352,7 @@ def speval(
         counts = count_evals(db.path)
     if counts["failed"]:
         log.warning(
-            "%d of %d evaluations failed: load_evals(%r, 'failed') says why, reset_evals() makes them pending",
+            "%d of %d evaluations failed: load_evals(%r, 'failed') says why, reset_evals() tries again",
             counts["failed"],
             sum(counts.values()),
             os.fspath(evals_fname),

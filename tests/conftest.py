@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -55,13 +56,17 @@ class Sandbox:
         self.path = path
         self.instances: list[subprocess.Popen[str]] = []
 
-    def start(self, code: str, *args: str) -> subprocess.Popen[str]:
-        """Start an instance of a script; it has what PRELUDE defines."""
+    def start(self, code: str, *args: str, measured: bool = True) -> subprocess.Popen[str]:
+        """Start an instance of a script; it has what PRELUDE defines.
+
+        One that is interrupted at any moment is not measured by coverage, whose own locks would hang.
+        """
         script = self.path / f"script_{len(self.instances)}.py"
         script.write_text(PRELUDE + code)
         instance = subprocess.Popen(
             [sys.executable, str(script), *args],
             cwd=self.path,
+            env={k: v for k, v in os.environ.items() if measured or not k.startswith("COVERAGE_")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -101,7 +106,8 @@ class Sandbox:
             if instance.poll() is None:
                 os.kill(instance.pid, signal.SIGKILL)
                 os.kill(instance.pid, signal.SIGCONT)
-            instance.communicate(timeout=LIMIT)
+            with contextlib.suppress(ValueError):  # its output was read before
+                print(instance.args, instance.communicate(timeout=LIMIT)[0])  # pytest shows it if a test fails
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def imports() -> Iterator[Row]:
     for _ in range(31):
         for modules, values in seconds.items():
             command, began = [sys.executable, "-c", f"import {modules}"], time.monotonic()
-            subprocess.run(command, env={**os.environ, "PYTHONPATH": str(NEW)}, check=True)
+            subprocess.run(command, env={**os.environ, "PYTHONPATH": str(NEW)}, cwd=directory, check=True)
             values.append(time.monotonic() - began)
     yield "import sqlite3, json", ms(seconds["sqlite3, json"]), ""
     more = median(ours - its for its, ours in zip(*seconds.values()))

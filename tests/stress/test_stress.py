@@ -5,7 +5,6 @@ The short form runs with the suite. `SPEVAL_STRESS=100 pytest tests/stress` is a
 
 import collections
 import os
-import pathlib
 import random
 import shutil
 import signal
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import time
 
-import pytest
 from conftest import Sandbox, until
 
 from speval import count_evals, load_evals
@@ -45,10 +43,10 @@ def test_every_result_is_there_whatever_happens_to_the_workers(sandbox: Sandbox)
     generator = random.Random(LENGTH)
     seed = f"this run's seed: {LENGTH}"
     ends: collections.Counter[str] = collections.Counter()
-    running = [sandbox.start(SCRIPT) for _ in range(8)]
+    running = [sandbox.start(SCRIPT, measured=False) for _ in range(8)]
     until(sandbox.calls)
     deadline = time.monotonic() + 120 * LENGTH
-    while len(set(line.split()[0] for line in sandbox.calls())) < SPACE and time.monotonic() < deadline:
+    while len({line.split()[0] for line in sandbox.calls()}) < SPACE and time.monotonic() < deadline:
         victim = generator.choice(running)
         how = generator.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP])
         victim.send_signal(how)
@@ -59,7 +57,7 @@ def test_every_result_is_there_whatever_happens_to_the_workers(sandbox: Sandbox)
         elif victim.poll() is None or victim.returncode != 0:
             victim.communicate(timeout=60)
             running.remove(victim)
-            running.append(sandbox.start(SCRIPT))
+            running.append(sandbox.start(SCRIPT, measured=False))
         time.sleep(generator.random() * 0.05)
     for instance in running:
         sandbox.end(instance)
@@ -81,7 +79,7 @@ def _stopped(pid: int) -> bool:
 
 def test_a_copy_of_database_and_journal_at_any_moment_goes_on(sandbox: Sandbox) -> None:
     """What a power cut would leave, but for what the disk itself had not written."""
-    instances = [sandbox.start(SCRIPT) for _ in range(4)]
+    instances = [sandbox.start(SCRIPT, measured=False) for _ in range(4)]
     for number in range(5 * LENGTH):
         until(lambda number=number: len(sandbox.calls()) > 20 * (number + 1))  # type: ignore[misc]
         stored = {row["name"]: row["result"] for row in load_evals(sandbox.db, "completed")}
