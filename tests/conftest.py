@@ -107,7 +107,9 @@ class Sandbox:
                 os.kill(instance.pid, signal.SIGKILL)
                 os.kill(instance.pid, signal.SIGCONT)
             with contextlib.suppress(ValueError):  # its output was read before
-                print(instance.args, instance.communicate(timeout=LIMIT)[0])  # pytest shows it if a test fails
+                print(
+                    instance.args, instance.communicate(timeout=LIMIT)[0]
+                )  # pytest shows it if a test fails
 
 
 @pytest.fixture

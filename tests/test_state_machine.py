@@ -1,0 +1,272 @@
+"""Claims, deaths, stalls, late ends and resets in any order, against a small model of the evaluations."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import importlib
+import logging
+import tempfile
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from speval import count_evals, load_evals, reset_evals
+
+core = importlib.import_module("speval.speval")
+
+TIMEOUT = 12 * core.LOOK  # the clock goes in steps of LOOK: whoever has not looked since then looks now
+MAX_WORKERS, MAX_EVALS = 4, 7
+picks = st.integers(0, 11)
+rooms = st.integers(1, 3)
+steps = st.sampled_from([0, 0, 1, 1, 2])
+# For each claim that a worker has or had: nothing yet, a result or an error.
+ends = st.lists(st.sampled_from(["result", "result", "error", None]), min_size=1, max_size=4)
+
+
+@dataclasses.dataclass
+class Eval:
+    """What has to stand in the database for an evaluation; `fence` is its attempt at the last reset."""
+
+    status: str = "pending"
+    attempt: int = 0
+    losses: int = 0
+    fence: int = 0
+    holder: int | None = None
+    result: Any = None
+    error: str | None = None
+
+    def lose(self, max_attempts: int) -> None:
+        self.losses += 1
+        failed = self.losses >= max_attempts
+        self.status, self.holder = "failed" if failed else "pending", None
+        self.error = f"lost {self.losses} times"
+
+    def takes(self, claim: Any, end: str) -> bool:
+        """Tell whether the end of a claim, maybe a late one, has to be stored."""
+        if claim.attempt <= self.fence:
+            return False
+        if end == "error":
+            return self.status == "in_progress" and self.attempt == claim.attempt
+        lost_too_often = self.status == "failed" and self.holder is None
+        return self.status in ("pending", "in_progress") or lost_too_often
+
+
+@dataclasses.dataclass
+class Actor:
+    """A worker, what it believes to hold, and what it has seen of the others."""
+
+    worker: Any
+    claims: list[Any] = dataclasses.field(default_factory=list)
+    alive: bool = True
+    joined: bool = False
+    ended: bool = False
+    looked: float = -float("inf")
+    seen: dict[int, tuple[Any, float]] = dataclasses.field(default_factory=dict)
+
+
+class Sweep(RuleBasedStateMachine):
+    """The workers of several instances, of which each step is a transaction, a death or a leap of the clock."""
+
+    @initialize(size=st.integers(1, 4), timeout=st.sampled_from([None, TIMEOUT]), most=st.integers(1, 3))
+    def start(self, size: int, timeout: float | None, most: int) -> None:
+        self.directory = tempfile.TemporaryDirectory()
+        self.db = core.Database(self.directory.name + "/evals.db")
+        self.timeout, self.max_attempts, self.now = timeout, most, 1000.0
+        self.evals: list[Eval] = []
+        self.actors: list[Actor] = []
+        self.tokens: set[tuple[str, int]] = set()
+        self.finished: dict[int, tuple[str, Any]] = {}
+        self.ends = 0
+        self.extend(size)
+        self.join()
+
+    def teardown(self) -> None:
+        if hasattr(self, "db"):
+            for actor in self.living():
+                self.db.locks.discard(actor.worker.id)
+            self.directory.cleanup()
+
+    def living(self) -> list[Actor]:
+        return [actor for actor in self.actors if actor.alive]
+
+    def pick(self, index: int) -> Actor:
+        return self.living()[index % len(self.living())]
+
+    @precondition(lambda self: len(self.living()) < MAX_WORKERS)
+    @rule()
+    def join(self) -> None:
+        worker = core.Worker(self.db, self.timeout, self.max_attempts, clock=lambda: self.now)
+        self.db.locks.add(worker.id)
+        self.actors.append(Actor(worker))
+
+    @precondition(lambda self: len(self.evals) < MAX_EVALS)
+    @rule(more=rooms)
+    def extend(self, more: int) -> None:
+        self.evals += [Eval() for _ in range(more)]
+        with contextlib.closing(core.Space(range(len(self.evals)))) as space:
+            core.add_space(self.db, space, "func")
+
+    @precondition(lambda self: self.living())
+    @rule(who=picks, room=rooms, steps=steps)
+    def claim(self, who: int, room: int, steps: int) -> None:
+        self.exchange(self.pick(who), [], room, steps)
+
+    @precondition(lambda self: any(actor.claims for actor in self.living()))
+    @rule(who=picks, ends=ends, room=rooms, steps=steps)
+    def finish(self, who: int, ends: list[str | None], room: int, steps: int) -> None:
+        """Complete or fail some claims, whether they were lost meanwhile or not."""
+        holders = [actor for actor in self.living() if actor.claims]
+        actor = holders[who % len(holders)]
+        self.exchange(actor, self.outcomes(actor, ends), room, steps)
+
+    @precondition(lambda self: self.living())
+    @rule(who=picks, ends=ends)
+    def leave(self, who: int, ends: list[str | None]) -> None:
+        """End a worker as an interrupt does: it stores what is finished and releases the rest."""
+        actor = self.pick(who)
+        outcomes = self.outcomes(actor, ends)
+        for outcome in outcomes:
+            self.expect_end(actor, outcome)
+        for evaluation in self.held_by(actor):
+            evaluation.status, evaluation.holder = "pending", None
+        actor.worker.leave(outcomes)
+        self.db.locks.discard(actor.worker.id)
+        actor.alive, actor.ended = False, True
+
+    @precondition(lambda self: self.living())
+    @rule(who=picks)
+    def die(self, who: int) -> None:
+        """End a worker as kill -9 does: the kernel drops its lock, and nothing is said."""
+        actor = self.pick(who)
+        self.db.locks.discard(actor.worker.id)
+        actor.alive = False
+
+    @precondition(lambda self: len(self.living()) > 1)
+    @rule(who=picks, room=rooms)
+    def stall(self, who: int, room: int) -> None:
+        """Let the timeout pass between two looks of one worker, in which the others do nothing."""
+        actor = self.pick(who)
+        self.exchange(actor, [], room, steps=1)
+        self.exchange(actor, [], room, steps=round(TIMEOUT / core.LOOK))
+
+    @rule(
+        status=st.sampled_from([None, "failed", "completed", "in_progress"]), which=st.none() | st.sets(picks)
+    )
+    def reset(self, status: str | None, which: set[int] | None) -> None:
+        numbers = range(len(self.evals)) if which is None else {n % len(self.evals) for n in which}
+        chosen = [n for n in numbers if status in (None, self.evals[n].status)]
+        expected = sum(self.evals[n].status != "pending" for n in chosen)
+        for number in chosen:
+            attempt = self.evals[number].attempt
+            self.evals[number] = Eval(attempt=attempt, fence=attempt)
+            self.finished.pop(number, None)
+        names = None if which is None else [str(number) for number in numbers]
+        assert reset_evals(self.db.path, status, names) == expected
+
+    def outcomes(self, actor: Actor, ends: list[str | None]) -> list[Any]:
+        """End some of the claims of a worker, the latest first, each with a result or error of its own."""
+        outcomes = []
+        for claim, end in zip(reversed(list(actor.claims)), ends):
+            if end is not None:
+                self.ends += 1
+                text = str(self.ends)
+                outcomes.append(core.Outcome(claim, *((text, None) if end == "result" else (None, text))))
+                actor.claims.remove(claim)
+        return outcomes
+
+    def exchange(self, actor: Actor, outcomes: list[Any], room: int, steps: int) -> None:
+        self.now += steps * core.LOOK
+        for outcome in outcomes:
+            self.expect_end(actor, outcome)
+        if self.now > actor.looked:
+            self.expect_look(actor)
+        expected = self.expect_claims(actor, room)
+        claims = actor.worker.exchange(outcomes, room)
+        actor.joined = True
+        assert outcomes == []
+        assert [(claim.name, claim.args, claim.attempt) for claim in claims] == expected
+        tokens = {(claim.name, claim.attempt) for claim in claims}
+        assert not tokens & self.tokens
+        self.tokens |= tokens
+        actor.claims += claims
+
+    def expect_end(self, actor: Actor, outcome: Any) -> None:
+        evaluation = self.evals[int(outcome.claim.name)]
+        end = "result" if outcome.error is None else "error"
+        if evaluation.takes(outcome.claim, end):
+            evaluation.status = "completed" if end == "result" else "failed"
+            evaluation.holder = actor.worker.id
+            evaluation.error = outcome.error
+            evaluation.result = None if outcome.result is None else int(outcome.result)
+
+    def expect_look(self, actor: Actor) -> None:
+        """Take from the dead at once, from the stalled what they had at a look a timeout ago."""
+        actor.looked = self.now
+        seen, actor.seen = actor.seen, {}
+        for other in self.actors:
+            if other is actor or other.ended or not other.joined:
+                continue
+            held = self.held_by(other)
+            oldest = [(self.evals.index(evaluation), evaluation.attempt) for evaluation in held[:1]]
+            before, since = seen.get(other.worker.id, (None, self.now))
+            actor.seen[other.worker.id] = oldest, since if oldest == before else self.now
+            stalled = self.timeout is not None and self.now - actor.seen[other.worker.id][1] >= self.timeout
+            if stalled or not other.alive:
+                other.ended = not other.alive
+                for evaluation in held:
+                    evaluation.lose(self.max_attempts)
+
+    def expect_claims(self, actor: Actor, room: int) -> list[tuple[str, str, int]]:
+        """Claim the first pending evaluations; one that was lost before goes alone."""
+        claims: list[tuple[str, str, int]] = []
+        for number, evaluation in enumerate(self.evals):
+            if evaluation.status != "pending":
+                continue
+            if len(claims) == room or (claims and evaluation.losses):
+                break
+            evaluation.attempt += 1
+            evaluation.status, evaluation.holder = "in_progress", actor.worker.id
+            claims.append((str(number), str(number), evaluation.attempt))
+            if evaluation.losses:
+                break
+        return claims
+
+    def held_by(self, actor: Actor) -> list[Eval]:
+        return [e for e in self.evals if e.status == "in_progress" and e.holder == actor.worker.id]
+
+    @invariant()
+    def the_database_is_as_the_model(self) -> None:
+        rows = load_evals(self.db.path)
+        assert [row["name"] for row in rows] == [str(number) for number in range(len(self.evals))]
+        for row, expected in zip(rows, self.evals):
+            found = row["status"], row["attempt"], row["losses"], row["result"], row["worker"]
+            told = expected.status, expected.attempt, expected.losses, expected.result, expected.holder
+            assert found == told, row
+            assert row["status"] != "completed" or row["error"] is None
+            assert row["status"] != "failed" or row["error"].startswith(str(expected.error))
+        counts = collections.Counter(evaluation.status for evaluation in self.evals)
+        assert count_evals(self.db.path) == {status: counts[status] for status in core.STATUSES}
+
+    @invariant()
+    def nothing_finished_is_unfinished_but_by_a_reset(self) -> None:
+        """And no end is replaced, but that of losses by a late result."""
+        for row in load_evals(self.db.path):
+            end = row["status"], row["result"] if row["status"] == "completed" else row["error"]
+            before = self.finished.get(int(row["name"]))
+            if before is not None and end != before:
+                assert before[0] == "failed"
+                assert before[1].startswith("lost ")
+                assert row["status"] == "completed"
+            if row["status"] in ("completed", "failed"):
+                self.finished[int(row["name"])] = end
+
+
+logging.getLogger("speval").addHandler(logging.NullHandler())
+TestSweep = Sweep.TestCase
+TestSweep.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
