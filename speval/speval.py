@@ -1221,15 +1221,23 @@ class Worker:
                     " workers live: set a timeout"
                 )
             if self._clock() - began >= say:
-                log.warning("waiting for %s", ", ".join(map(_who_runs, in_progress)))
+                log.warning("waiting for %s", self._insist(self._whom, []))
                 say *= 2
             self._signals.let_through(self._sleep, pause)
             pause = min(2 * pause, POLL)
 
-    def _look(self) -> tuple[bool, list[Any], list[Loss]]:
+    def _look(self) -> tuple[bool, bool, list[Loss]]:
         with self._db.read() as conn:
-            ((pending, _),) = conn.execute(LEFT).fetchall()
-            return bool(pending), conn.execute(IN_PROGRESS).fetchall(), self._lost(conn)
+            ((pending, in_progress),) = conn.execute(LEFT).fetchall()
+            return bool(pending), bool(in_progress), self._lost(conn)
+
+    def _whom(self) -> str:
+        with self._db.read() as conn:
+            rows = conn.execute(IN_PROGRESS).fetchall()
+        return ", ".join(
+            f"evaluation {name}, for {time.time() - (started or 0):.0f} s on {host} (process {pid})"
+            for name, started, host, pid in rows
+        )
 
     def _log_finished(self, outcomes: list[Outcome], stored: list[bool]) -> None:
         for (claim, _, error), accepted in zip(outcomes, stored):
@@ -1239,11 +1247,6 @@ class Worker:
                 log.info("completed evaluation %s in %.3g s", claim.name, time.time() - claim.started)
             else:
                 log.warning("evaluation %s failed: %s", claim.name, _last_line(error))
-
-
-def _who_runs(row: tuple[str, float | None, str | None, int | None]) -> str:
-    name, started, host, pid = row
-    return f"evaluation {name}, for {time.time() - (started or 0):.0f} s on {host} (process {pid})"
 
 
 def _last_line(text: str | None) -> str:

@@ -118,7 +118,8 @@ speval(func, range(4), "evals.db")
 def test_threads_of_one_process_are_workers_like_any_other(sandbox: Sandbox, names: list[str]) -> None:
     script = f"""
 def work(name):
-    print(speval(lambda x: note(name, x), range(50), name)["completed"])
+    counts = speval(lambda x: note(name, x), range(50), name)
+    print(str(counts["completed"]) + "\\n", end="")
 
 threads = [threading.Thread(target=work, args=(name,)) for name in {names}]
 [thread.start() for thread in threads]

@@ -69,7 +69,7 @@ class Actor:
 
 
 class Sweep(RuleBasedStateMachine):
-    """The workers of several instances, of which each step is a transaction, a death or a leap of the clock."""
+    """Workers of several instances; each step is a transaction, a death or a leap of the clock."""
 
     @initialize(size=st.integers(1, 4), timeout=st.sampled_from([None, TIMEOUT]), most=st.integers(1, 3))
     def start(self, size: int, timeout: float | None, most: int) -> None:
