@@ -105,7 +105,7 @@ KEEP_SPACE = """
     VALUES (:fingerprint, :size, :func, :now)"""
 FIRST_FUNC = "SELECT func FROM spaces ORDER BY rowid LIMIT 1"
 ADD_EVAL = "INSERT INTO evals (name, status, updated, args) VALUES (:name, 'pending', :now, :args)"
-LOOKUP_ARGS = "SELECT args FROM evals WHERE name = :name"
+LOOKUP_EVAL = "SELECT id, args FROM evals WHERE name = :name"
 
 JOIN = "INSERT INTO workers (id, host, pid, started) VALUES (:worker, :host, :pid, :now)"
 LOOKUP_WORKER = "SELECT ended FROM workers WHERE id = :worker"
@@ -143,11 +143,15 @@ RECLAIM = """
 UNKNOWN_HOLDERS = """
     SELECT DISTINCT worker FROM evals WHERE status = 'in_progress'
         AND (worker IS NULL OR worker NOT IN (SELECT id FROM workers WHERE ended IS NULL))"""
+COUNT_FINISHED = """
+    SELECT count(*) FROM evals
+    WHERE id BETWEEN :first AND :last AND (:status IS NULL OR status = :status) AND status <> 'pending'"""
+# Also what is pending after a loss: the result may yet come late.
 RESET = """
     UPDATE evals SET status = 'pending', result = NULL, error = NULL, losses = 0, reset = attempt,
         worker = NULL, started = NULL, updated = :now
-    WHERE status <> 'pending' AND (:status IS NULL OR status = :status)
-        AND (:name IS NULL OR name = :name)"""
+    WHERE id BETWEEN :first AND :last AND (:status IS NULL OR status = :status)
+        AND (status <> 'pending' OR attempt > reset)"""
 
 LEFT = """
     SELECT EXISTS (SELECT 1 FROM evals WHERE status = 'pending'),
@@ -234,6 +238,19 @@ def _cut(text: str, room: int = 200) -> str:
     return text if len(text) <= room else f"{text[: room // 2]} [...] {text[-room // 2 :]}"
 
 
+def _plain(text: str, room: int) -> str:
+    """Return `text` cut, and fit for UTF-8."""
+    return _cut(text, room).encode(errors="backslashreplace").decode()
+
+
+def _message(exc: BaseException) -> str:
+    try:
+        text = str(exc)
+    except Exception:  # noqa: BLE001 - its str() may raise anything
+        text = ""
+    return _plain(text or type(exc).__name__, 1000)
+
+
 def _tolist(value: Any) -> Any:
     """Convert what JSON does not know: NumPy scalars and arrays, and anything else with ``tolist``."""
     if hasattr(value, "tolist"):
@@ -249,7 +266,7 @@ def _to_json(value: Any) -> str:
     try:
         text = _encode(value)
     except Exception as exc:
-        raise TypeError(f"cannot be stored as JSON: {exc or type(exc).__name__}") from exc
+        raise TypeError(f"cannot be stored as JSON: {_message(exc)}") from exc
     if len(text) > MAX_JSON:
         raise TypeError(f"{len(text)} characters of JSON are too many, {MAX_JSON} can be stored")
     return text
@@ -917,11 +934,11 @@ def _add_space(db: Database, conn: sqlite3.Connection, space: Space, func: str) 
 def _new(db: Database, conn: sqlite3.Connection, space: Space) -> Iterator[tuple[str, str]]:
     """Yield the evaluations that are not in the database; the others must be as they are there."""
     for name, args in space:
-        stored = conn.execute(LOOKUP_ARGS, {"name": name}).fetchall()
+        stored = conn.execute(LOOKUP_EVAL, {"name": name}).fetchall()
         if not stored:
             yield name, args
-        elif stored[0][0] != args:
-            was = _from_json(stored[0][0], f"the arguments of evaluation {name!r} of {db.path}")
+        elif stored[0][1] != args:
+            was = _from_json(stored[0][1], f"the arguments of evaluation {name!r} of {db.path}")
             if _sorted(was) != _sorted(json.loads(args)):
                 raise SpaceMismatch(db.path, name, was, json.loads(args))
 
@@ -1259,13 +1276,16 @@ def _traceback(exc: BaseException) -> str:
     tb = exc.__traceback__
     while tb and tb.tb_frame.f_code.co_filename == __file__:
         tb = tb.tb_next
-    text = "".join(traceback.format_exception(type(exc), exc, tb))
-    return _cut(text.encode(errors="backslashreplace").decode(), MAX_ERROR)
+    try:
+        text = "".join(traceback.format_exception(type(exc), exc, tb))
+    except Exception as more:  # noqa: BLE001 - of a strange exception, any part may raise
+        text = f"{type(exc).__name__}, whose traceback cannot be formatted: {_message(more)}\n"
+    return _plain(text, MAX_ERROR)
 
 
 def _repr(value: Any) -> str:
     try:
-        return _cut(repr(value).encode(errors="backslashreplace").decode(), 10_000)
+        return _plain(repr(value), 10_000)
     except Exception as exc:  # noqa: BLE001 - a repr may raise anything
         return f"a {type(value).__name__} whose repr raises {type(exc).__name__}"
 
@@ -1583,7 +1603,7 @@ def reset_evals(
     Returns
     -------
     int
-        How many are pending now that were not.
+        How many are pending now that were not. (What is pending already is reset too.)
 
     Raises
     ------
@@ -1604,14 +1624,26 @@ def reset_evals(
         raise ValueError(f"there is no status {status!r}, but {', '.join(STATUSES)}")
     if isinstance(names, str):
         raise TypeError(f"names has to be a list of names, not the str {names!r}")
-    wanted = [None] if names is None else [str(name) for name in names]
+    names = None if names is None else list(names)  # which may be a generator of the user's
     db = _existing(evals_fname)
     with Signals(), db.read() as conn:
         db.format(conn)  # before anything is made beside a database of something else
     with Signals(), db.write() as conn:
         _bring_up_to_date(db, conn)
-        for name in wanted:
-            if name is not None and not conn.execute(LOOKUP_ARGS, {"name": name}).fetchall():
-                raise ValueError(f"{db.path} has no evaluation {name!r}")
-        facts = {"status": status, "now": time.time()}
-        return sum(conn.execute(RESET, {**facts, "name": name}).rowcount for name in wanted)
+        number = 0
+        for first, last in _ids(db, conn, names):
+            facts = {"first": first, "last": last, "status": status, "now": time.time()}
+            number += conn.execute(COUNT_FINISHED, facts).fetchone()[0]
+            conn.execute(RESET, facts)
+        return number
+
+
+def _ids(db: Database, conn: sqlite3.Connection, names: Iterable[str] | None) -> list[tuple[int, int]]:
+    """Return ranges of ids: of each name, or of all."""
+    if names is None:
+        return [(-(2**63), 2**63 - 1)]
+    found = {name: conn.execute(LOOKUP_EVAL, {"name": str(name)}).fetchall() for name in names}
+    missing = [name for name, rows in found.items() if not rows]
+    if missing:
+        raise ValueError(f"{db.path} has no evaluation {missing[0]!r}")
+    return [(rows[0][0], rows[0][0]) for rows in found.values()]

@@ -128,7 +128,8 @@ def test_current_eval_of_two_threads_are_two(tmp_path: pathlib.Path) -> None:
         ("UNKNOWN_HOLDERS", "evals_in_progress"),
         ("LEFT", "evals_pending"),
         ("COMPLETE", "PRIMARY KEY"),
-        ("LOOKUP_ARGS", "sqlite_autoindex_evals_1"),
+        ("LOOKUP_EVAL", "sqlite_autoindex_evals_1"),
+        ("RESET", "PRIMARY KEY"),
     ],
 )
 def test_no_statement_of_a_worker_scans_the_evaluations(
@@ -137,6 +138,7 @@ def test_no_statement_of_a_worker_scans_the_evaluations(
     speval(abs, [1], tmp_path / "evals.db")
     conn = sqlite3.connect(tmp_path / "evals.db")
     names = ["id", "name", "room", "worker", "now", "attempt", "result", "error", "started", "max_attempts"]
+    names += ["first", "last", "status"]
     plan = conn.execute("EXPLAIN QUERY PLAN " + getattr(core, statement), dict.fromkeys(names, 1)).fetchall()
     conn.close()
     steps = [step[-1] for step in plan if "evals" in step[-1]]

@@ -19,15 +19,16 @@ from speval import count_evals, load_evals, reset_evals
 core = importlib.import_module("speval.speval")
 
 TIMEOUT = 12 * core.LOOK  # the clock goes in steps of LOOK: whoever has not looked since then looks now
-MAX_WORKERS, MAX_EVALS = 4, 7
+WORKERS, MAX_EVALS = 3, 7
 picks = st.integers(0, 11)
 rooms = st.integers(1, 3)
-steps = st.sampled_from([0, 0, 1, 1, 2])
+steps = st.sampled_from([0, 0, 1, 1, 6, 11])
+either = st.sampled_from(["result", "error"])
 # For each claim that a worker has or had: nothing yet, a result or an error.
-ends = st.lists(st.sampled_from(["result", "result", "error", None]), min_size=1, max_size=4)
+ends = st.lists(either | st.none(), max_size=4)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Eval:
     """What has to stand in the database for an evaluation; `fence` is its attempt at the last reset."""
 
@@ -71,7 +72,7 @@ class Actor:
 class Sweep(RuleBasedStateMachine):
     """Workers of several instances; each step is a transaction, a death or a leap of the clock."""
 
-    @initialize(size=st.integers(1, 4), timeout=st.sampled_from([None, TIMEOUT]), most=st.integers(1, 3))
+    @initialize(size=st.integers(1, 4), timeout=st.sampled_from([TIMEOUT, None]), most=st.integers(1, 3))
     def start(self, size: int, timeout: float | None, most: int) -> None:
         self.directory = tempfile.TemporaryDirectory()
         self.db = core.Database(self.directory.name + "/evals.db")
@@ -82,7 +83,8 @@ class Sweep(RuleBasedStateMachine):
         self.finished: dict[int, tuple[str, Any]] = {}
         self.ends = 0
         self.extend(size)
-        self.join()
+        for _ in range(WORKERS):
+            self.join()
 
     def teardown(self) -> None:
         if hasattr(self, "db"):
@@ -94,14 +96,17 @@ class Sweep(RuleBasedStateMachine):
         return [actor for actor in self.actors if actor.alive]
 
     def pick(self, index: int) -> Actor:
-        return self.living()[index % len(self.living())]
+        return self.living()[index % WORKERS]
 
-    @precondition(lambda self: len(self.living()) < MAX_WORKERS)
-    @rule()
     def join(self) -> None:
         worker = core.Worker(self.db, self.timeout, self.max_attempts, clock=lambda: self.now)
         self.db.locks.add(worker.id)
         self.actors.append(Actor(worker))
+
+    def replace(self, actor: Actor) -> None:
+        self.db.locks.discard(actor.worker.id)
+        actor.alive = False
+        self.join()
 
     @precondition(lambda self: len(self.evals) < MAX_EVALS)
     @rule(more=rooms)
@@ -110,48 +115,53 @@ class Sweep(RuleBasedStateMachine):
         with contextlib.closing(core.Space(range(len(self.evals)))) as space:
             core.add_space(self.db, space, "func")
 
-    @precondition(lambda self: self.living())
-    @rule(who=picks, room=rooms, steps=steps)
-    def claim(self, who: int, room: int, steps: int) -> None:
-        self.exchange(self.pick(who), [], room, steps)
-
-    @precondition(lambda self: any(actor.claims for actor in self.living()))
     @rule(who=picks, ends=ends, room=rooms, steps=steps)
-    def finish(self, who: int, ends: list[str | None], room: int, steps: int) -> None:
-        """Complete or fail some claims, whether they were lost meanwhile or not."""
-        holders = [actor for actor in self.living() if actor.claims]
-        actor = holders[who % len(holders)]
-        self.exchange(actor, self.outcomes(actor, ends), room, steps)
+    def work(self, who: int, ends: list[str | None], room: int, steps: int) -> None:
+        """Complete or fail some claims, whether they were lost meanwhile or not, and claim others."""
+        actor = self.pick(who)
+        self.exchange(actor, self.outcomes(actor, ends, actor.claims), room, steps)
 
-    @precondition(lambda self: self.living())
+    @precondition(lambda self: any(map(self.lost_by, self.living())))
+    @rule(who=picks, ends=ends, room=rooms)
+    def come_late(self, who: int, ends: list[str | None], room: int) -> None:
+        """Complete or fail only what was lost, to a timeout or to a reset."""
+        losers = [actor for actor in self.living() if self.lost_by(actor)]
+        actor = losers[who % len(losers)]
+        self.exchange(actor, self.outcomes(actor, ends, self.lost_by(actor)), room, steps=0)
+
+    @precondition(lambda self: self.rivals())
+    @rule(which=picks, ends=st.tuples(either, either), late_first=st.booleans())
+    def both_end(self, which: int, ends: tuple[str, str], late_first: bool) -> None:
+        """End one evaluation twice: by who holds it, and by who has lost it."""
+        pairs = self.rivals()
+        pair = pairs[which % len(pairs)]
+        for (actor, claim), end in zip(reversed(pair) if late_first else pair, ends):
+            self.exchange(actor, self.outcomes(actor, [end], [claim]), room=1, steps=0)
+
     @rule(who=picks, ends=ends)
     def leave(self, who: int, ends: list[str | None]) -> None:
         """End a worker as an interrupt does: it stores what is finished and releases the rest."""
         actor = self.pick(who)
-        outcomes = self.outcomes(actor, ends)
+        outcomes = self.outcomes(actor, ends, actor.claims)
         for outcome in outcomes:
             self.expect_end(actor, outcome)
         for evaluation in self.held_by(actor):
             evaluation.status, evaluation.holder = "pending", None
         actor.worker.leave(outcomes)
-        self.db.locks.discard(actor.worker.id)
-        actor.alive, actor.ended = False, True
+        actor.ended = True
+        self.replace(actor)
 
-    @precondition(lambda self: self.living())
     @rule(who=picks)
     def die(self, who: int) -> None:
         """End a worker as kill -9 does: the kernel drops its lock, and nothing is said."""
-        actor = self.pick(who)
-        self.db.locks.discard(actor.worker.id)
-        actor.alive = False
+        self.replace(self.pick(who))
 
-    @precondition(lambda self: len(self.living()) > 1)
-    @rule(who=picks, room=rooms)
-    def stall(self, who: int, room: int) -> None:
-        """Let the timeout pass between two looks of one worker, in which the others do nothing."""
+    @rule(who=picks, room=rooms, looks=st.sampled_from([[1, 12], [1, 12], [1, 11], [1, 6, 6], [1, 6, 5]]))
+    def stall(self, who: int, room: int, looks: list[int]) -> None:
+        """Let the timeout pass, or nearly, between looks of one worker while the others do nothing."""
         actor = self.pick(who)
-        self.exchange(actor, [], room, steps=1)
-        self.exchange(actor, [], room, steps=round(TIMEOUT / core.LOOK))
+        for steps in looks:
+            self.exchange(actor, [], room, steps)
 
     @rule(
         status=st.sampled_from([None, "failed", "completed", "in_progress"]), which=st.none() | st.sets(picks)
@@ -167,16 +177,26 @@ class Sweep(RuleBasedStateMachine):
         names = None if which is None else [str(number) for number in numbers]
         assert reset_evals(self.db.path, status, names) == expected
 
-    def outcomes(self, actor: Actor, ends: list[str | None]) -> list[Any]:
-        """End some of the claims of a worker, the latest first, each with a result or error of its own."""
+    def outcomes(self, actor: Actor, ends: list[str | None], claims: list[Any]) -> list[Any]:
+        """End some of the claims of a worker, the oldest first, each with a result or error of its own."""
         outcomes = []
-        for claim, end in zip(reversed(list(actor.claims)), ends):
+        for claim, end in zip(list(claims), ends):
             if end is not None:
                 self.ends += 1
                 text = str(self.ends)
                 outcomes.append(core.Outcome(claim, *((text, None) if end == "result" else (None, text))))
                 actor.claims.remove(claim)
         return outcomes
+
+    def lost_by(self, actor: Actor) -> list[Any]:
+        held = [(self.evals.index(evaluation), evaluation.attempt) for evaluation in self.held_by(actor)]
+        return [claim for claim in actor.claims if (int(claim.name), claim.attempt) not in held]
+
+    def rivals(self) -> list[tuple[tuple[Actor, Any], tuple[Actor, Any]]]:
+        """Return who holds and who has lost, with their claims, for each evaluation that has both."""
+        held = {c.id: (a, c) for a in self.living() for c in a.claims if c not in self.lost_by(a)}
+        late = [(a, c) for a in self.living() for c in self.lost_by(a)]
+        return [(held[claim.id], (actor, claim)) for actor, claim in late if claim.id in held]
 
     def exchange(self, actor: Actor, outcomes: list[Any], room: int, steps: int) -> None:
         self.now += steps * core.LOOK
@@ -268,5 +288,5 @@ class Sweep(RuleBasedStateMachine):
 logging.getLogger("speval").addHandler(logging.NullHandler())
 TestSweep = Sweep.TestCase
 TestSweep.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
