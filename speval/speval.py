@@ -159,10 +159,11 @@ LEFT = """
 IN_PROGRESS = """
     SELECT name, evals.started, host, pid FROM evals LEFT JOIN workers ON workers.id = worker
     WHERE status = 'in_progress' ORDER BY evals.id LIMIT 3"""
+# A count(*) by itself counts pages' worth at a time; with anything beside it, or a WHERE, row by row.
 COUNT = """
-    SELECT count(*), max(id), (SELECT count(*) FROM evals WHERE status = 'in_progress'),
-        (SELECT count(*) FROM evals WHERE status = 'failed')
-    FROM evals"""
+    SELECT (SELECT count(*) FROM evals), (SELECT max(id) FROM evals),
+        (SELECT count(*) FROM evals WHERE status = 'in_progress'),
+        (SELECT count(*) FROM evals WHERE status = 'failed')"""
 COUNT_PENDING = "SELECT count(*) FROM evals WHERE status = 'pending' AND id <= :id"
 COUNT_BY_HAND = "SELECT count(*) FROM evals WHERE attempt = 0 AND status <> 'pending' AND id > :id"
 IS_FRESH = "SELECT attempt = 0 AND status = 'pending' FROM evals WHERE id = :id"
