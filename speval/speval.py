@@ -22,9 +22,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import errno
+import functools
 import json
 import logging
 import os
+import re
 import signal
 import sqlite3
 import struct
@@ -32,6 +34,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -129,6 +132,9 @@ COMPLETE = """
 FAIL = """
     UPDATE evals SET status = 'failed', error = :error, updated = :now
     WHERE id = :id AND status = 'in_progress' AND attempt = :attempt AND :attempt > reset"""
+IS_HELD = """
+    SELECT 1 FROM evals
+    WHERE id = :id AND status = 'in_progress' AND attempt = :attempt AND worker = :worker"""
 RELEASE = """
     UPDATE evals SET status = 'pending', worker = NULL, started = NULL, updated = :now
     WHERE status = 'in_progress' AND worker = :worker"""
@@ -224,7 +230,7 @@ MESSAGES = {
 }
 
 
-def _code(exc: sqlite3.Error) -> int:
+def _code(exc: Exception) -> int:
     """Return the primary result code of SQLite, 1 (SQLITE_ERROR) if there is none."""
     code = getattr(exc, "sqlite_errorcode", None)
     return MESSAGES.get(str(exc), 1) if code is None else code & 0xFF
@@ -357,16 +363,19 @@ def _args_to_json(name: str, args: Any) -> str:
         raise TypeError(f"the arguments of evaluation {name!r}: {exc}") from exc
 
 
+INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 class _Terminated(BaseException):
-    """SIGTERM has come."""
+    """SIGTERM or SIGHUP has come."""
 
 
 class Signals(contextlib.AbstractContextManager["Signals"]):
-    """Hold back SIGINT and SIGTERM in the block: nothing breaks into a transaction.
+    """Hold back SIGINT, SIGTERM and SIGHUP in the block: nothing breaks into a transaction.
 
-    They are let through while `func` runs and while a worker sleeps, and when the block is over. A
-    second one of its kind, while the first is held, takes its default action at once. Where the default
-    stands for SIGTERM, it raises in `func` and ends the process, as by default, when the block is over.
+    They are let through while `func` runs and while a worker sleeps, and when the block is over; a
+    second one of its kind does not wait. Where the default stands for SIGTERM and SIGHUP, they raise in
+    `func` and end the process, as by default, when the block is over.
 
     Masking them in the main thread would not be enough: the kernel then gives them to any other thread
     (of a BLAS, say), and Python runs the handler in the main thread all the same.
@@ -374,7 +383,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
     Attributes
     ----------
     terminated : bool
-        Of the class: SIGTERM has come and raised, even if `func` caught that.
+        Of the class: SIGTERM or SIGHUP has come and raised, even if `func` caught that.
     handlers : dict
         The handlers that are put back at the end. Only of the main thread, elsewhere none is touched.
     """
@@ -384,14 +393,14 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
     def __init__(self) -> None:
         self.handlers: dict[int, Any] = {}
         self._held: list[int] = []
-        self._open = False
+        self._open = self._over = False
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             try:
-                for signum in (signal.SIGINT, signal.SIGTERM):
+                for signum in INTERRUPTS:
                     handler = signal.getsignal(signum)
-                    if callable(handler) or (handler is signal.SIG_DFL and signum == signal.SIGTERM):
+                    if callable(handler) or (handler is signal.SIG_DFL and signum != signal.SIGINT):
                         self.handlers[signum] = handler
                         signal.signal(signum, self._handle)
             except BaseException:
@@ -399,25 +408,32 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
                 raise
         return self
 
-    def _handle(self, signum: int, frame: object) -> None:
-        if not self._open:
+    def _handle(self, signum: int, frame: types.FrameType | None) -> None:
+        handler = self.handlers[signum]
+        if self._over:  # somebody kept this handler, and put it back too late
+            signal.signal(signum, handler)
+            signal.raise_signal(signum)
+        elif (not self._open or _is_forking(frame)) and signum not in self._held:
             self._held.append(signum)
-            signal.signal(signum, signal.SIG_DFL)
-        elif callable(self.handlers[signum]):
-            self.handlers[signum](signum, frame)
-        else:
+        elif callable(handler):
+            handler(signum, frame)
+        elif self._open:
             self._held.append(signum)
             Signals.terminated = True
             raise _Terminated
+        else:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
 
     def let_through(self, func: Callable[..., T], *args: Any) -> T:
         """Call `func` with `args`; signals may interrupt it, also those that came before."""
+        for signum in self.handlers:
+            if signal.getsignal(signum) is signal.SIG_DFL:  # asyncio leaves that behind
+                signal.signal(signum, self._handle)
         self._open = True
         try:
             while self._held:
-                signum = self._held.pop()
-                signal.signal(signum, self._handle)
-                signal.raise_signal(signum)
+                signal.raise_signal(self._held.pop())
             return func(*args)
         finally:
             self._open = False
@@ -428,21 +444,20 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
             signal.signal(signum, signal.SIG_DFL)
 
     def _restore(self) -> None:
-        while self.handlers:  # SIGTERM first: once SIGINT is back, anything may be interrupted
-            signum, handler = self.handlers.popitem()
+        for signum, handler in reversed(self.handlers.items()):  # SIGINT last: from then on it interrupts
             if signal.getsignal(signum) in (self._handle, signal.SIG_DFL):  # not if `func` set its own
                 signal.signal(signum, handler)
 
     def __exit__(self, *exc_info: object) -> None:
-        self._open = False
+        self._over, self._open = True, False
         self._restore()
-        while self._held:
-            signal.raise_signal(self._held.pop())
+        for signum in sorted(self._held, key=lambda signum: signum == signal.SIGINT):
+            signal.raise_signal(signum)
 
 
 def _give_up_handlers() -> None:
     """In a forked child: put back the handlers that we replaced, the child is not the worker."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in INTERRUPTS:
         handler = signal.getsignal(signum)
         while isinstance(owner := getattr(handler, "__self__", None), Signals):
             handler = owner.handlers[signum]
@@ -531,6 +546,10 @@ class Locks:
                 break
         else:
             return
+        with contextlib.suppress(OSError):  # up, where os.closerange() in `func` seldom reaches
+            high = fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 500)
+            os.close(self._fd)
+            self._fd = high
         found = os.fstat(self._fd)
         self._identity = found.st_dev, found.st_ino
         if found.st_size == 0:
@@ -558,13 +577,24 @@ class Locks:
         self._close()
         try:
             self._open(create or bool(self._workers))
+        except FileNotFoundError:
+            return  # nor will there be a database
+        except OSError as exc:
+            if create or self._workers:  # others would take us for dead
+                raise NotWritable(
+                    f"{self.path} cannot be opened ({exc}): every instance needs to write to it, as to the"
+                    " database; give it the same owner and mode"
+                ) from exc
+            return
+        try:
             for worker in self._workers:
                 self._lock(1 + worker, wait=True)
+            self.blind = False
         except OSError as exc:
             self._close()
-            if self._workers and not self.blind:
-                log.warning("no locks on %s (%s): only a timeout reclaims from the dead", self.path, exc)
+            if not self.blind:
                 self.blind = True
+                log.warning("no locks on %s (%s): only a timeout reclaims from the dead", self.path, exc)
 
     @contextlib.contextmanager
     def turn(self, create: bool) -> Iterator[None]:
@@ -631,9 +661,11 @@ class Locks:
         """Tell whether a worker of any process is dead for sure."""
         if self.blind or self._fd < 0 or worker in self._workers:
             return False
+        if not 0 <= worker < 1 << 48:  # nobody has ever had such an id
+            return True
         try:
             return not self._is_locked(1 + worker)
-        except (OSError, OverflowError):  # OverflowError: no number that we have given
+        except OSError:
             return False
 
     def _is_locked(self, byte: int) -> bool:
@@ -665,7 +697,7 @@ class Locks:
         self._close()
         self._workers.clear()
         self._me = _me()
-        self.mutex = threading.RLock()
+        self.mutex = threading.RLock()  # of the old one, another thread may be the owner
 
 
 def _flock(kind: int, byte: int) -> bytes:
@@ -707,45 +739,59 @@ def _notice(message: Callable[[], str]) -> Iterator[None]:
     """Say so when the block takes long; from another thread, because this one waits in the kernel."""
     timer = threading.Timer(LONG_WAIT, lambda: log.warning("%s: for %d s by now", message(), LONG_WAIT))
     timer.daemon = True
-    timer.start()
+    with contextlib.suppress(RuntimeError):  # no more threads are to be had: then nobody says so
+        timer.start()
     try:
         yield
     finally:
         timer.cancel()
-        timer.join(0.01)  # not longer: a log handler may wait for the very mutex that we hold
+        if timer.ident is not None:
+            timer.join(0.01)  # not longer: a log handler may wait for the very mutex that we hold
 
 
 _all_locks: dict[str, Locks] = {}
 _forking = threading.Lock()
-_fork_mask: set[Any] = set()
+_fork_mask: list[Any] = []
 _held_for_fork: list[Any] = []
 
 
 def _hold_for_fork() -> None:
     """Let no fork happen inside a transaction of another thread: the child would inherit it half done.
 
-    SIGTERM waits too: one that reaches the child before it is ready, Python would forget.
+    Signals wait too: what they raise here is lost, and one that reaches the child before that is ready,
+    Python forgets.
     """
-    _forking.acquire()
-    _held_for_fork[:] = [locks.mutex for locks in list(_all_locks.values())]
-    for mutex in _held_for_fork:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    mutexes: list[Any] = [_forking, *(locks.mutex for locks in list(_all_locks.values()))]
+    for mutex in mutexes:
         mutex.acquire()
-    _fork_mask.update(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}))
+        _held_for_fork.append(mutex)
+    _fork_mask.append(mask)
+
+
+def _is_forking(frame: types.FrameType | None) -> bool:
+    """Tell whether a signal has come in one of these hooks, where what its handler raises would be lost."""
+    hooks = (_hold_for_fork.__code__, _release_after_fork.__code__, _forget_after_fork.__code__)
+    while frame is not None and frame.f_code not in hooks:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _release_after_fork() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _fork_mask)
+    mutexes, masks = _held_for_fork[::-1], _fork_mask[:]
+    _held_for_fork.clear()
     _fork_mask.clear()
-    for mutex in _held_for_fork:
+    for mutex in mutexes:
         mutex.release()
-    _forking.release()
+    for mask in masks:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _forget_after_fork() -> None:
-    _give_up_handlers()
-    _release_after_fork()
     for locks in _all_locks.values():
         locks.forget()
+    _give_up_handlers()
+    _release_after_fork()
 
 
 if hasattr(os, "register_at_fork"):
@@ -769,6 +815,7 @@ class Database:
         if not name:
             raise ValueError("the file name of the database is empty")
         self.path = os.path.realpath(name)
+        self._opened = False
         if self.path not in _all_locks:
             _all_locks.setdefault(self.path, Locks(self.path))
         self.locks = _all_locks[self.path]
@@ -793,6 +840,7 @@ class Database:
             conn = None
             try:
                 conn = self._connect(mode)
+                self._opened = True
                 if writes:
                     _patiently(conn, "PRAGMA journal_mode = TRUNCATE")
                     conn.execute("PRAGMA synchronous = FULL")
@@ -803,7 +851,7 @@ class Database:
                     _patiently(conn, "PRAGMA user_version")  # it is the first read that locks
                 yield conn
                 _patiently(conn, "COMMIT")
-            except sqlite3.Error as exc:
+            except (sqlite3.Error, UnicodeDecodeError) as exc:  # the latter for messages of the former
                 raise self._explained(exc) from exc
             finally:
                 if conn is not None:
@@ -825,6 +873,8 @@ class Database:
             if version == FORMAT:
                 return CURRENT
             raise SpevalError(f"{self.path} has format {version}, this speval knows {FORMAT}: upgrade speval")
+        if application or version:
+            raise SpevalError(f"{self.path} is a database of something else: name another file")
         columns = [column for _, column, *_ in conn.execute("PRAGMA table_info(evals)").fetchall()]
         if columns == COLUMNS_0_1_1:
             return OF_0_1_1
@@ -832,12 +882,14 @@ class Database:
             raise SpevalError(f"{self.path} is a database of something else: name another file")
         return EMPTY
 
-    def _explained(self, exc: sqlite3.Error) -> SpevalError:
+    def _explained(self, exc: Exception) -> SpevalError:
         code = _code(exc)
         if os.path.isdir(self.path):
             return SpevalError(f"{self.path} is a directory, not a database")
         if not os.path.exists(self.path):
-            return SpevalError(f"{self.path} was deleted while it was in use: start again")
+            if self._opened:
+                return SpevalError(f"{self.path} was deleted while it was in use: start again")
+            return NotWritable(f"{self.path} cannot be made ({exc}): may you write to its directory?")
         if code == SQLITE_NOTADB:
             return SpevalError(f"{self.path} is not a database: name another file")
         if code == SQLITE_CORRUPT:
@@ -846,11 +898,12 @@ class Database:
             )
         if code in (SQLITE_READONLY, SQLITE_CANTOPEN):
             return NotWritable(
-                f"{self.path} cannot be opened ({exc}): it needs write permission for the file and its"
-                " directory, also to read it after a worker was killed in the middle of a transaction"
+                f"{self.path} cannot be opened ({exc}): that needs write permission for the file and its"
+                " directory, also to read it after a worker was killed in the middle of a transaction;"
+                " and a file descriptor"
             )
         if code in (SQLITE_FULL, SQLITE_IOERR):
-            return NotWritable(f"{self.path} cannot be written ({exc}): is the disk full?")
+            return NotWritable(f"{self.path} cannot be written ({exc}): is the disk full, or a quota?")
         return SpevalError(f"{self.path} is not as speval made it ({exc})")
 
 
@@ -893,6 +946,10 @@ def add_space(db: Database, space: Space, func: str) -> None:
         If an evaluation has other arguments in the database. Nothing is added then.
     """
     if os.path.exists(db.path):
+        if os.path.isfile(db.path) and os.stat(db.path).st_nlink > 1:
+            raise SpevalError(
+                f"{db.path} has a second name, a hard link: locks do not work so, copy the file"
+            )
         with Signals(), db.read() as conn:
             known = db.format(conn) == CURRENT and _is_known(conn, space)
             first = conn.execute(FIRST_FUNC).fetchall() if known else []
@@ -1001,7 +1058,10 @@ def finish(conn: sqlite3.Connection, worker: int, outcome: Outcome) -> bool:
     """
     facts = {**outcome.claim._asdict(), "worker": worker, "now": time.time()}
     facts.update(result=outcome.result, error=outcome.error)
-    return conn.execute(COMPLETE if outcome.error is None else FAIL, facts).rowcount == 1
+    stored = conn.execute(COMPLETE if outcome.error is None else FAIL, facts).rowcount == 1
+    if not stored and conn.execute(IS_HELD, facts).fetchall():  # we would wait for ourselves
+        raise sqlite3.DatabaseError("it does not take the end of an evaluation")
+    return stored
 
 
 def reclaim(conn: sqlite3.Connection, lost: Iterable[Loss], max_attempts: int) -> list[str]:
@@ -1012,6 +1072,8 @@ def reclaim(conn: sqlite3.Connection, lost: Iterable[Loss], max_attempts: int) -
         names = [name for (name,) in conn.execute(CLAIMS_OF, {"worker": loss.worker}).fetchall()]
         facts = {"worker": loss.worker, "now": now, "max_attempts": max_attempts}
         conn.execute(RECLAIM, facts)
+        if conn.execute(CLAIMS_OF, facts).fetchall() or (loss.why == UNKNOWN and not names):
+            raise sqlite3.DatabaseError("its index of evaluations in progress is not right")
         if loss.why == DIED:
             conn.execute(MARK_ENDED, {"worker": loss.worker, "ended": now})
         if names:
@@ -1103,24 +1165,25 @@ class Worker:
 
     def _evaluate(self, func: Callable[[Any], Any], claim: Claim) -> Outcome:
         running = _running.set((*_running.get(), (self._db.path, claim)))
-        cause: BaseException | None = None
         try:
             args = _from_json(claim.args, "the arguments")
             result = self._signals.let_through(func, args)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it costs this evaluation
-            cause = exc
+        except (KeyboardInterrupt, SystemExit, _Terminated):
+            raise
+        except BaseException as exc:  # noqa: BLE001 - asyncio.CancelledError and what extensions raise
+            self._stay_out_of_children(exc)
+            return Outcome(claim, None, _traceback(exc))
         finally:
             _running.reset(running)
-        if os.getpid() != self._pid:
-            raise SpevalError(
-                "func came back in a process that it forked: end that with os._exit()"
-            ) from cause
-        if cause is not None:
-            return Outcome(claim, None, _traceback(cause))
+        self._stay_out_of_children(None)
         try:
             return Outcome(claim, _to_json(result), None)
         except TypeError as exc:
             return Outcome(claim, None, f"func returned {_repr(result)}\nTypeError: {exc}")
+
+    def _stay_out_of_children(self, exc: BaseException | None) -> None:
+        if os.getpid() != self._pid:
+            raise SpevalError("func came back in a process that it forked: end that with os._exit()") from exc
 
     def exchange(self, outcomes: list[Outcome], room: int = 1) -> list[Claim]:
         """Store `outcomes`, which empties the list, and claim up to `room` evaluations, atomically.
@@ -1144,7 +1207,7 @@ class Worker:
         self._log_finished(outcomes, stored)
         outcomes.clear()
         for taken in claims:
-            log.info("claimed evaluation %s, attempt %d", taken.name, taken.attempt)
+            log.info("claimed evaluation %s, attempt %s", taken.name, taken.attempt)
         return claims
 
     def leave(self, outcomes: list[Outcome]) -> None:
@@ -1260,7 +1323,7 @@ class Worker:
     def _log_finished(self, outcomes: list[Outcome], stored: list[bool]) -> None:
         for (claim, _, error), accepted in zip(outcomes, stored):
             if not accepted:
-                log.warning("dropped what came late for evaluation %s, attempt %d", claim.name, claim.attempt)
+                log.warning("dropped what came late for evaluation %s, attempt %s", claim.name, claim.attempt)
             elif error is None:
                 log.info("completed evaluation %s in %.3g s", claim.name, time.time() - claim.started)
             else:
@@ -1268,8 +1331,8 @@ class Worker:
 
 
 def _last_line(text: str | None) -> str:
-    lines = (text or "").strip().splitlines()
-    return _cut(lines[-1]) if lines else ""
+    """Return the last line with a word in it: the traceback of an exception group ends with a rule."""
+    return _cut(next((line for line in reversed((text or "").splitlines()) if re.search(r"\w", line)), ""))
 
 
 def _traceback(exc: BaseException) -> str:
@@ -1292,9 +1355,10 @@ def _repr(value: Any) -> str:
 
 
 def _func_name(func: Callable[[Any], Any]) -> str:
-    while hasattr(func, "func"):  # functools.partial
+    while isinstance(func, functools.partial):
         func = func.func
-    return str(getattr(func, "__qualname__", type(func).__qualname__))
+    name = getattr(func, "__qualname__", None)
+    return name if isinstance(name, str) else type(func).__qualname__
 
 
 def speval(
@@ -1428,7 +1492,7 @@ def current_eval() -> dict[str, Any] | None:
     if not running:
         return None
     claim = running[-1][1]
-    return {"name": claim.name, "attempt": claim.attempt, "args": json.loads(claim.args)}
+    return {"name": claim.name, "attempt": claim.attempt, "args": _from_json(claim.args, "the arguments")}
 
 
 def load_evals(evals_fname: str | os.PathLike[str], status: str | None = None) -> list[dict[str, Any]]:
@@ -1484,8 +1548,7 @@ def iter_evals(evals_fname: str | os.PathLike[str], status: str | None = None) -
 
 def _existing(evals_fname: str | os.PathLike[str]) -> Database:
     db = Database(evals_fname)
-    if not os.path.exists(db.path):
-        raise FileNotFoundError(errno.ENOENT, "there is no such database", os.fspath(evals_fname))
+    os.stat(db.path)  # FileNotFoundError
     return db
 
 
@@ -1508,18 +1571,21 @@ def _read_chunk(
     ((last,),) = conn.execute(find_last, {"after": after, "room": CHUNK}).fetchall()
     if last is None:
         return [], None
-    if last <= after:
-        raise sqlite3.DatabaseError("its rows are not in order")
     rows: list[tuple[Any, ...]] = []
     size = 0
     cursor = conn.execute(read, {"after": after, "last": last, "status": status})
     for row in cursor:
+        if not isinstance(row[0], int) or row[0] <= after:
+            raise sqlite3.DatabaseError("its rows are not in order")
+        after = row[0]
         rows.append(row)
         size += sum(len(value) for value in row if isinstance(value, str))
         if size > CHUNK_SIZE:
             cursor.close()
-            return rows, int(row[0])
-    return rows, int(last)
+            return rows, after
+    if not isinstance(last, int) or last < after:
+        raise sqlite3.DatabaseError("its rows are not in order")
+    return rows, last
 
 
 def _as_dict(
@@ -1571,7 +1637,9 @@ def _count_pending(conn: sqlite3.Connection, total: int, last: int) -> int:
     Evaluations are claimed for the first time in the order of their ids. So behind some id all are
     fresh, but for those that somebody changed by hand, and there are as many as there are ids.
     """
-    reached, fresh = 0, last + 1
+    reached, fresh = 0, last
+    if conn.execute(IS_FRESH, {"id": last}).fetchall() != [(1,)]:
+        reached, fresh = last, last + 1
     while total == last and reached + 1 < fresh:  # else rows were deleted, and ids prove nothing
         middle = (reached + fresh) // 2
         if conn.execute(IS_FRESH, {"id": middle}).fetchall() == [(1,)]:

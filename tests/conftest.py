@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -119,3 +120,13 @@ def sandbox(tmp_path: pathlib.Path) -> Iterator[Sandbox]:
         yield sandbox
     finally:
         sandbox.close()
+
+
+@pytest.fixture
+def public() -> Iterator[pathlib.Path]:
+    """A directory for two users."""
+    if os.geteuid() != 0:
+        pytest.skip("two users are needed, and root to be both")
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o777)
+        yield pathlib.Path(directory)

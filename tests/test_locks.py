@@ -42,8 +42,7 @@ def test_a_claim_survives_what_func_does(sandbox: Sandbox, deed: str) -> None:
     holds = HOLDS.format(deed + "; os.chdir(home)").replace("wait_for", "os.chdir(home); wait_for")
     first = sandbox.start(home + holds)
     until(sandbox.calls)
-    if "closerange(3, 100)" not in deed or "fork" in deed:  # else the lock is gone, the fence holds
-        assert sandbox.run(LOOKS) == "1\n"
+    assert sandbox.run(LOOKS) == "1\n"
     sandbox.touch("go")
     sandbox.end(first)
     assert [(row["result"], row["attempt"], row["losses"]) for row in load_evals(sandbox.db)] == [(0, 1, 0)]
@@ -318,9 +317,60 @@ with open("evals.db-lock", "rb") as locks:
     assert "held by b'\\x00" in output
 
 
-def test_without_permission_for_the_locks_a_timeout_reclaims(sandbox: Sandbox) -> None:
-    os.mkdir(sandbox.db + "-lock")  # nobody can open this for writing, not even root
-    script = 'speval(lambda x: x, [0, 1], "evals.db")'
-    output = sandbox.run(script)
-    assert output.count("only a timeout reclaims from the dead") == 1
+def test_who_may_not_write_the_locks_does_not_start_and_is_not_taken_for_dead(
+    sandbox: Sandbox, public: pathlib.Path
+) -> None:
+    script = f"import hashlib, tempfile\nos.chdir({str(public)!r})\n"
+    sandbox.run(script + 'speval(abs, [0], "evals.db")')
+    for name in ("evals.db", "evals.db-journal"):
+        os.chmod(public / name, 0o666)
+    other = script + 'os.setuid(65534)\nspeval(abs, [0, 1], "evals.db")'
+    assert "evals.db-lock cannot be opened" in sandbox.end(sandbox.start(other, measured=False), 1)
+    os.chmod(public / "evals.db-lock", 0o666)
+    sandbox.end(sandbox.start(other, measured=False))
+    assert [row["result"] for row in load_evals(public / "evals.db")] == [0, 1]
+
+
+def test_on_a_file_system_without_locks_a_timeout_reclaims(sandbox: Sandbox) -> None:
+    script = """
+import errno, fcntl
+def refuse(*args):
+    raise OSError(errno.ENOLCK, "no locks available")
+fcntl.fcntl = fcntl.lockf = refuse
+speval(lambda x: x, [0, 1], "evals.db")
+"""
+    assert sandbox.run(script).count("only a timeout reclaims from the dead") == 1
     assert sandbox.column("result") == [0, 1]
+
+
+def test_a_second_name_for_the_file_is_refused(sandbox: Sandbox) -> None:
+    sandbox.run('speval(lambda x: x, [0], "evals.db")')
+    os.link(sandbox.db, sandbox.path / "other.db")
+    script = 'speval(lambda x: x, [0, 1], "other.db")'
+    assert "has a second name, a hard link" in sandbox.end(sandbox.start(script), 1)
+
+
+def test_an_interrupt_during_a_fork_is_neither_lost_nor_harmful(sandbox: Sandbox) -> None:
+    script = """
+def func(x):
+    signal.setitimer(signal.ITIMER_REAL, 0.00001 + x * 0.000002)
+    for _ in range(20):
+        pid = os.fork()
+        if not pid:
+            files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+            os._exit(any(file.endswith("-lock") for file in files))
+        assert os.waitpid(pid, 0)[1] == 0
+    raise SystemExit("not interrupted")
+
+signal.signal(signal.SIGALRM, lambda *args: os.kill(os.getpid(), signal.SIGINT))
+for x in range(100):
+    try:
+        speval(func, {x: x}, f"{x}.db")
+    except KeyboardInterrupt:
+        print("interrupted")
+    except SystemExit:
+        # It came in the middle of a fork, and waited for the end of func.
+        print("interrupted late")
+"""
+    output = sandbox.end(sandbox.start(script, measured=False))
+    assert output.split("\n").count("interrupted") + output.count("interrupted late") == 100

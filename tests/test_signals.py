@@ -2,6 +2,7 @@
 
 import signal
 import sqlite3
+import time
 
 import pytest
 from conftest import Sandbox, until
@@ -18,7 +19,7 @@ speval(func, [0, 1], "evals.db")
 """
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_worker_gives_its_evaluation_back_without_a_loss(
     sandbox: Sandbox, signum: signal.Signals
 ) -> None:
@@ -76,6 +77,42 @@ def _catches(pid: int, signum: int) -> bool:
     with open(f"/proc/{pid}/status") as lines:
         (caught,) = (line.split()[1] for line in lines if line.startswith("SigCgt"))
     return bool(int(caught, 16) >> (signum - 1) & 1)
+
+
+def test_a_second_interrupt_gets_a_reader_out_of_waiting(sandbox: Sandbox) -> None:
+    sandbox.run('speval(abs, [0], "evals.db")')
+    conn = sqlite3.connect(sandbox.db, isolation_level=None)
+    conn.execute("BEGIN EXCLUSIVE")
+    script = """
+try:
+    note("start")
+    load_evals("evals.db")
+except KeyboardInterrupt:
+    note("interrupted")
+"""
+    instance = sandbox.start(script)
+    until(sandbox.calls)
+    end = time.monotonic() + 60
+    while "interrupted" not in sandbox.calls() and instance.poll() is None and time.monotonic() < end:
+        instance.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    conn.execute("COMMIT")
+    conn.close()
+    sandbox.end(instance)
+    assert sandbox.calls() == ["start", "interrupted"]
+
+
+def test_a_handler_that_somebody_puts_back_too_late_does_not_swallow_signals(sandbox: Sandbox) -> None:
+    script = """
+handlers = []
+speval(lambda x: handlers.append(signal.getsignal(signal.SIGINT)), [0], "evals.db")
+signal.signal(signal.SIGINT, handlers[0])
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    assert sandbox.run(script) == "interrupted\n"
 
 
 def test_a_handler_of_the_users_stays_his(sandbox: Sandbox) -> None:
