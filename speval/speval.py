@@ -493,8 +493,8 @@ class Locks:
 
     The kernel drops them when the process ends, however it ends: so they tell without any clock which
     workers live. Open-file-description locks where there are some (Linux), because POSIX locks are lost
-    as soon as anything in the process opens and closes the file; POSIX locks elsewhere; none on Windows,
-    nor where the file cannot be made: then `blind` is true.
+    as soon as anything in the process opens and closes the file; POSIX locks elsewhere; none on Windows
+    and on file systems without locks: then `blind` is true.
 
     One object a database and process, shared by its threads; `mutex` keeps their transactions apart.
     """
@@ -1415,12 +1415,14 @@ def speval(
         If the database is damaged, of something else, was deleted while in use, or cannot be written
         at the start; if all of the first `max_failures` evaluations failed; inside `func`, if it is on
         the database whose evaluation runs.
+    OSError
+        If a directory or the temporary file for the space cannot be made.
 
     Notes
     -----
     An evaluation is finished in the same transaction in which the next is claimed; after that no crash
-    takes its result back. KeyboardInterrupt, SystemExit and SIGTERM store what is finished, release
-    what is not, and then go their way.
+    takes its result back. KeyboardInterrupt, SystemExit, SIGTERM and SIGHUP store what is finished,
+    release what is not, and then go their way.
 
     Examples
     --------
