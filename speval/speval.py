@@ -1575,16 +1575,16 @@ def _read_chunk(
         return [], None
     rows: list[tuple[Any, ...]] = []
     size = 0
-    cursor = conn.execute(read, {"after": after, "last": last, "status": status})
-    for row in cursor:
-        if not isinstance(row[0], int) or row[0] <= after:
-            raise sqlite3.DatabaseError("its rows are not in order")
-        after = row[0]
-        rows.append(row)
-        size += sum(len(value) for value in row if isinstance(value, str))
-        if size > CHUNK_SIZE:
-            cursor.close()
-            return rows, after
+    facts = {"after": after, "last": last, "status": status}
+    with contextlib.closing(conn.execute(read, facts)) as cursor:  # an open one would keep its lock
+        for row in cursor:
+            if not isinstance(row[0], int) or row[0] <= after:
+                raise sqlite3.DatabaseError("its rows are not in order")
+            after = row[0]
+            rows.append(row)
+            size += sum(len(value) for value in row if isinstance(value, str))
+            if size > CHUNK_SIZE:
+                return rows, after
     if not isinstance(last, int) or last < after:
         raise sqlite3.DatabaseError("its rows are not in order")
     return rows, last
@@ -1704,7 +1704,8 @@ def reset_evals(
         number = 0
         for first, last in _ids(db, conn, names):
             facts = {"first": first, "last": last, "status": status, "now": time.time()}
-            number += conn.execute(COUNT_FINISHED, facts).fetchone()[0]
+            ((more,),) = conn.execute(COUNT_FINISHED, facts).fetchall()
+            number += int(more)
             conn.execute(RESET, facts)
         return number
 
