@@ -303,7 +303,7 @@ class Space:
     """
 
     def __init__(self, eval_space: Mapping[Any, Any] | Iterable[Any]) -> None:
-        import hashlib  # these two would double the time that importing this module takes
+        import hashlib  # here, because a reader needs neither, and importing them takes milliseconds
         import tempfile
 
         self.size = 0

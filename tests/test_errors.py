@@ -59,6 +59,15 @@ def test_an_exception_costs_one_evaluation_and_its_traceback_is_kept(tmp_path: p
     assert "speval.py" not in row["error"]
 
 
+def test_the_last_line_of_the_log_counts_failures_and_says_how_to_see_them(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    speval(lambda x: 1 / x, [1, 0, 2], tmp_path / "evals.db")
+    assert caplog.messages[0] == "evaluation 1 failed: ZeroDivisionError: division by zero"
+    assert caplog.messages[-1].startswith("1 of 3 evaluations failed: load_evals(")
+    assert len(caplog.messages) == 2
+
+
 def test_a_failed_evaluation_is_not_tried_again_until_it_is_reset(tmp_path: pathlib.Path) -> None:
     def func(x: int) -> int:
         if broken:
