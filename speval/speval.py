@@ -19,6 +19,7 @@ database, the database, the state machine, the worker, and the public functions.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import contextvars
 import errno
@@ -115,29 +116,37 @@ LOOKUP_WORKER = "SELECT ended FROM workers WHERE id = :worker"
 LIVE_WORKERS = "SELECT id, host, pid FROM workers WHERE ended IS NULL AND id <> :worker"
 MARK_ENDED = "UPDATE workers SET ended = :ended WHERE id = :worker"
 
-# The WHERE of a partial index has to stand here letter for letter, or SQLite scans the table.
+# The WHERE of a partial index has to stand here letter for letter, or SQLite scans the table. It believes
+# the index then; with a plus it looks at the row too.
 FIND_PENDING = """
     SELECT id, name, args, attempt + 1, losses FROM evals WHERE status = 'pending' ORDER BY id LIMIT :room"""
 CLAIM = """
-    UPDATE evals SET status = 'in_progress', attempt = :attempt, worker = :worker, started = :now,
+    UPDATE evals SET status = 'in_progress', attempt = attempt + 1, worker = :worker, started = :now,
         updated = :now
-    WHERE id = :id AND status = 'pending' AND attempt = :attempt - 1"""
+    WHERE status = 'pending' AND id <= :last AND +status = 'pending' AND attempt >= reset"""
+COUNT_WORKERS = "SELECT count(*) FROM workers WHERE ended IS NULL"
+COUNT_AFTER = "SELECT max(id) - :id FROM evals"
+COUNT_SOME_PENDING = """
+    SELECT count(*) FROM (SELECT 1 FROM evals WHERE status = 'pending' AND id > :id LIMIT :room)"""
 # Also over what was lost (pending again, claimed by another, or failed by losses, which leaves no
 # worker), as long as there is no other result. (An OR instead of CASE takes SQLite 25 us more to plan.)
 COMPLETE = """
-    UPDATE evals SET status = 'completed', result = :result, error = NULL, worker = :worker,
-        started = :started, updated = :now
-    WHERE id = :id AND :attempt > reset
+    UPDATE evals SET status = 'completed', result = ?, error = NULL, worker = ?, started = ?, updated = ?
+    WHERE id = ? AND ? > reset
         AND CASE status WHEN 'completed' THEN 0 WHEN 'failed' THEN worker IS NULL ELSE 1 END"""
 FAIL = """
-    UPDATE evals SET status = 'failed', error = :error, updated = :now
-    WHERE id = :id AND status = 'in_progress' AND attempt = :attempt AND :attempt > reset"""
+    UPDATE evals SET status = 'failed', error = ?, worker = ?, started = ?, updated = ?
+    WHERE id = ? AND attempt = ? AND attempt > reset AND status = 'in_progress'"""
 IS_HELD = """
     SELECT 1 FROM evals
     WHERE id = :id AND status = 'in_progress' AND attempt = :attempt AND worker = :worker"""
+IS_STORED = """
+    SELECT 1 FROM evals
+    WHERE id = :id AND status IN ('completed', 'failed') AND worker = :worker AND started = :started
+        AND updated = :now"""
 RELEASE = """
     UPDATE evals SET status = 'pending', worker = NULL, started = NULL, updated = :now
-    WHERE status = 'in_progress' AND worker = :worker"""
+    WHERE status = 'in_progress' AND worker = :worker AND id >= :first"""
 CLAIMS_OF = "SELECT name FROM evals WHERE status = 'in_progress' AND worker IS :worker ORDER BY id"
 OLDEST_CLAIM = """
     SELECT id, attempt FROM evals WHERE status = 'in_progress' AND worker = :worker ORDER BY id LIMIT 1"""
@@ -266,6 +275,7 @@ def _tolist(value: Any) -> Any:
 
 
 _encode = json.JSONEncoder(default=_tolist).encode
+_decode = json.JSONDecoder().raw_decode
 
 
 def _to_json(value: Any) -> str:
@@ -281,6 +291,12 @@ def _to_json(value: Any) -> str:
 
 def _from_json(text: Any, what: str) -> Any:
     """Return the value of a JSON `text` from a database; ``''`` and None (of speval 0.1.1) are kept."""
+    try:
+        value, end = _decode(text)  # half the time of loads(), for what has no space around it
+        if end == len(text):
+            return value
+    except (ValueError, TypeError, RecursionError):
+        pass
     try:
         return json.loads(text) if text else text
     except (ValueError, TypeError, RecursionError) as exc:
@@ -425,11 +441,14 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
 
+    def renew(self) -> None:
+        """Take the signals again whose handlers `func` has put back to the default, as asyncio does."""
+        for signum in self.handlers:
+            if signal.getsignal(signum) is signal.SIG_DFL:
+                signal.signal(signum, self._handle)
+
     def let_through(self, func: Callable[..., T], *args: Any) -> T:
         """Call `func` with `args`; signals may interrupt it, also those that came before."""
-        for signum in self.handlers:
-            if signal.getsignal(signum) is signal.SIG_DFL:  # asyncio leaves that behind
-                signal.signal(signum, self._handle)
         self._open = True
         try:
             while self._held:
@@ -734,22 +753,56 @@ def _mount(path: str, table: str = "/proc/self/mounts") -> tuple[bool, str]:
     return network, next((o for o in options.split(",") if network and o in LOCAL_LOCKS), "")
 
 
+class Ticker:
+    """A thread that calls `action` after some seconds, and again after as many as it says, until `stop`."""
+
+    def __init__(self, action: Callable[[], float]) -> None:
+        self._action = action
+        self._thread: threading.Thread | None = None
+        self._over = threading.Event()
+
+    def start(self, pause: float) -> None:
+        if self._thread is None:
+            self._over.clear()
+            thread = threading.Thread(target=self._run, args=(pause,), name="speval", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no more threads are to be had: then it does not tick
+                thread.start()
+                self._thread = thread
+
+    def _run(self, pause: float) -> None:
+        if hasattr(signal, "pthread_sigmask"):  # they are to wake the main thread
+            signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+        while not self._over.wait(pause):
+            pause = self._action()
+
+    def stop(self, patience: float | None = None) -> None:
+        """End the thread; wait for what it does just now, at most `patience` seconds."""
+        thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            self._over.set()
+            thread.join(patience)
+
+
 @contextlib.contextmanager
 def _notice(message: Callable[[], str]) -> Iterator[None]:
     """Say so when the block takes long; from another thread, because this one waits in the kernel."""
-    timer = threading.Timer(LONG_WAIT, lambda: log.warning("%s: for %d s by now", message(), LONG_WAIT))
-    timer.daemon = True
-    with contextlib.suppress(RuntimeError):  # no more threads are to be had: then nobody says so
-        timer.start()
+    began = time.monotonic()
+
+    def say() -> float:
+        so_far = time.monotonic() - began
+        log.warning("%s: for %.0f s by now", message(), so_far)
+        return so_far  # at twice the time, four times, and so on
+
+    ticker = Ticker(say)
+    ticker.start(LONG_WAIT)
     try:
         yield
     finally:
-        timer.cancel()
-        if timer.ident is not None:
-            timer.join(0.01)  # not longer: a log handler may wait for the very mutex that we hold
+        ticker.stop(0.01)  # not longer: a log handler may wait for the very mutex that we hold
 
 
 _all_locks: dict[str, Locks] = {}
+_in_batches: set[Worker] = set()
 _forking = threading.Lock()
 _fork_mask: list[Any] = []
 _held_for_fork: list[Any] = []
@@ -758,10 +811,13 @@ _held_for_fork: list[Any] = []
 def _hold_for_fork() -> None:
     """Let no fork happen inside a transaction of another thread: the child would inherit it half done.
 
-    Signals wait too: what they raise here is lost, and one that reaches the child before that is ready,
-    Python forgets.
+    Nor beside a watchdog: a process with several threads is not to be forked. An evaluation that forks
+    is no short one, so its batch ends. Signals wait too: what they raise here is lost, and one that
+    reaches the child before that is ready, Python forgets.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    for worker in list(_in_batches):
+        worker.end_batch()
     mutexes: list[Any] = [_forking, *(locks.mutex for locks in list(_all_locks.values()))]
     for mutex in mutexes:
         mutex.acquire()
@@ -1012,15 +1068,17 @@ class Claim(NamedTuple):
     name: str
     args: str
     attempt: int
-    started: float
+    losses: int
 
 
 class Outcome(NamedTuple):
-    """How an evaluation ended: a result, as JSON, or an error."""
+    """How an evaluation ended: a result, as JSON, or an error; and when it was called and came back."""
 
     claim: Claim
     result: str | None
     error: str | None
+    started: float
+    ended: float
 
 
 DIED, STALLED, UNKNOWN = "died", "ran past the timeout", "is unknown"
@@ -1037,31 +1095,61 @@ class Loss(NamedTuple):
 def claim(conn: sqlite3.Connection, worker: int, room: int) -> list[Claim]:
     """Claim up to `room` pending evaluations, the first of the space; one that was lost before alone."""
     claims: list[Claim] = []
-    now = time.time()
-    for id, name, args, attempt, losses in conn.execute(FIND_PENDING, {"room": room}).fetchall():
-        if losses and claims:
-            break
-        taken = {"id": id, "attempt": attempt, "worker": worker, "now": now}
-        if conn.execute(CLAIM, taken).rowcount != 1:
+    size = 0
+    with contextlib.closing(conn.execute(FIND_PENDING, {"room": room})) as cursor:
+        for row in cursor:
+            claims.append(Claim._make(row))
+            size += len(row[2] or "")
+            if row[4] or size > CHUNK_SIZE:
+                break
+    if len(claims) > 1 and claims[-1].losses:
+        claims.pop()
+    if len(claims) > 1:
+        del claims[_share(conn, claims) :]
+    if claims:
+        facts = {"last": claims[-1].id, "worker": worker, "now": time.time()}
+        if conn.execute(CLAIM, facts).rowcount != len(claims):
             raise sqlite3.DatabaseError("its index of pending evaluations is not right")
-        claims.append(Claim(id, name, args, attempt, now))
-        if losses:
-            break
     return claims
 
 
-def finish(conn: sqlite3.Connection, worker: int, outcome: Outcome) -> bool:
-    """Complete or fail an evaluation; False if the claim does not count any more.
+def _share(conn: sqlite3.Connection, claims: list[Claim]) -> int:
+    """Return how many of these claims a worker may have, for all workers to end together.
+
+    Half of its part of what is left: guided self-scheduling (Polychronopoulos and Kuck, 1987).
+    """
+    ((workers,),) = conn.execute(COUNT_WORKERS).fetchall()
+    facts = {"id": claims[-1].id, "room": 2 * workers * len(claims)}
+    # Evaluations are claimed for the first time in the order of their ids: behind a fresh one all are.
+    count = COUNT_AFTER if claims[-1].attempt == 1 else COUNT_SOME_PENDING
+    ((more,),) = conn.execute(count, facts).fetchall()
+    return int(max(1, (len(claims) + more) // (2 * max(1, workers))))
+
+
+def finish(conn: sqlite3.Connection, worker: int, outcomes: list[Outcome]) -> list[bool]:
+    """Complete or fail evaluations; False for each whose claim does not count any more.
 
     A late result, of a claim that was lost, is stored as long as there is no other result; a late
     error is not. After a reset neither is.
     """
-    facts = {**outcome.claim._asdict(), "worker": worker, "now": time.time()}
-    facts.update(result=outcome.result, error=outcome.error)
-    stored = conn.execute(COMPLETE if outcome.error is None else FAIL, facts).rowcount == 1
-    if not stored and conn.execute(IS_HELD, facts).fetchall():  # we would wait for ourselves
+    completed, failed = [], []
+    for (id, _, _, attempt, _), result, error, started, ended in outcomes:
+        if error is None:
+            completed.append((result, worker, started, ended, id, attempt))
+        else:
+            failed.append((error, worker, started, ended, id, attempt))
+    stored = conn.executemany(COMPLETE, completed).rowcount if completed else 0
+    stored += conn.executemany(FAIL, failed).rowcount if failed else 0
+    if stored == len(outcomes):
+        return [True] * stored
+    return [_is_stored(conn, worker, outcome) for outcome in outcomes]
+
+
+def _is_stored(conn: sqlite3.Connection, worker: int, outcome: Outcome) -> bool:
+    facts = {**outcome.claim._asdict(), "worker": worker, "started": outcome.started, "now": outcome.ended}
+    if conn.execute(IS_HELD, facts).fetchall():  # we would wait for ourselves
         raise sqlite3.DatabaseError("it does not take the end of an evaluation")
-    return stored
+    return bool(conn.execute(IS_STORED, facts).fetchall())
 
 
 def reclaim(conn: sqlite3.Connection, lost: Iterable[Loss], max_attempts: int) -> list[str]:
@@ -1094,11 +1182,54 @@ STILL_WAITING = 60.0  # seconds after which a waiting worker says for whom; doub
 _running: contextvars.ContextVar[tuple[tuple[str, Claim], ...]] = contextvars.ContextVar("speval", default=())
 
 
+BATCH = 0.2  # seconds of work, at most, that a worker claims at once
+BATCH_ROOM = 2000  # evaluations, at most
+ALONE = 0.1  # seconds; evaluations that take longer are claimed one by one, unless others queue
+SHARE = 0.02  # of its time, that a worker would spend on transactions
+
+
+class Pace:
+    """How many evaluations a worker claims at once: so many that transactions take little of its time.
+
+    Attributes
+    ----------
+    room : int
+        That number. It grows at most twofold from batch to batch.
+    limit : float
+        Seconds that a batch should take at most, and after which it is old.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self.room = 1
+        self.limit = BATCH if timeout is None else min(BATCH, timeout / 4)
+        self._slowest = self._waiting = self._writing = 0.0
+
+    def learn(self, number: int, seconds: float, waiting: float, writing: float) -> None:
+        """Take in that `number` evaluations took `seconds`, and the transaction before them the others."""
+        self._slowest = max(seconds / number, self._slowest / 2, 1e-9)  # of the recent batches
+        self._waiting += (waiting - self._waiting) / 4
+        self._writing += (writing - self._writing) / 4
+        cost = self._waiting + (self._writing if self._slowest < ALONE else 0.0)
+        wanted = 1 + int(cost / (SHARE * self._slowest))
+        self.room = max(1, min(wanted, 2 * self.room, BATCH_ROOM, round(self.limit / self._slowest)))
+
+
 class Worker:
     """One claiming loop on one database.
 
     Its random id stands in the database, beside its claims, and as a lock in the file of locks. A
     database that was deleted and made anew does not know the id: the worker stops then.
+
+    Evaluations are claimed in batches. While one of more than one runs, a watchdog, which is a thread,
+    sees to it that nothing waits behind an evaluation that turns out long. It takes from the right end
+    of `todo` while the loop takes from the left.
+
+    Attributes
+    ----------
+    todo : deque of Claim
+        What is claimed and not started, in the order of ids.
+    done : list of Outcome
+        What is finished and not stored.
     """
 
     def __init__(
@@ -1110,11 +1241,17 @@ class Worker:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.id = int.from_bytes(os.urandom(6), "big")
+        self.todo: collections.deque[Claim] = collections.deque()
+        self.done: list[Outcome] = []
         self._db = db
         self._timeout = timeout
         self._max_attempts = max_attempts
         self._clock = clock
         self._sleep = sleep
+        self._pace = Pace(timeout)
+        self._cost = (0.0, 0.0)  # seconds of the last transaction: waiting for it, writing
+        self._since = float("inf")  # when the evaluation of a batch began that runs now
+        self._watchdog = Ticker(self._watch)
         self._signals = Signals()
         self._pid = os.getpid()
         self._joined = False
@@ -1123,47 +1260,101 @@ class Worker:
 
     def work(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> None:
         """Claim, evaluate and store until nothing is left; at the end, or when interrupted, release."""
-        outcomes: list[Outcome] = []
         with self._signals:
             self._db.locks.add(self.id)
             try:
-                self._loop(func, outcomes, max_failures, wait)
+                self._loop(func, max_failures, wait)
             except BaseException:
                 if os.getpid() == self._pid:  # what a child forked by `func` does is not ours
                     self._signals.default()
-                    self.leave(outcomes)
+                    self.leave()
                 raise
             else:
-                self.leave(outcomes)
+                self.leave()
             finally:
                 self._db.locks.discard(self.id)
 
-    def _loop(
-        self,
-        func: Callable[[Any], Any],
-        outcomes: list[Outcome],
-        max_failures: int | None,
-        wait: bool,
-    ) -> None:
+    def _loop(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> None:
         evaluated = failed = 0
         while True:
-            claims = self.exchange(outcomes)
-            for claim in claims:
-                outcomes.append(self._evaluate(func, claim))
+            self._signals.renew()
+            self._insist(lambda: self.exchange(self._room()))
+            if not self.todo and not (wait and self._wait()):
+                return
+            for outcome in self._evaluate_batch(func):
                 evaluated += 1
-                failed += outcomes[-1].error is not None
+                failed += outcome.error is not None
                 if Signals.terminated:  # and `func` caught what it raised
                     raise _Terminated
                 if failed == evaluated == max_failures:
                     raise SpevalError(
                         f"the first {failed} evaluations of this instance all failed, the last with"
-                        f" {_last_line(outcomes[-1].error)}: mend the cause, then reset_evals() and start"
+                        f" {_last_line(outcome.error)}: mend the cause, then reset_evals() and start"
                         " again; or set max_failures"
                     )
-            if not claims and not (wait and self._wait()):
-                return
 
-    def _evaluate(self, func: Callable[[Any], Any], claim: Claim) -> Outcome:
+    def _room(self) -> int:
+        """Return how many evaluations to claim; one, if the first loss is the last: it costs the batch."""
+        return self._pace.room if self._max_attempts > 1 else 1
+
+    def _evaluate_batch(self, func: Callable[[Any], Any]) -> Iterator[Outcome]:
+        """Evaluate what is claimed, until it is old, or the watchdog has given the rest back."""
+        if len(self.todo) > 1:
+            _in_batches.add(self)
+            self._watchdog.start(self._pace.limit)
+        else:
+            self._unwatch()
+        number = size = 0
+        began = self._since = self._clock()
+        began_at = ended = time.time()
+        while self.todo:
+            try:
+                claim = self.todo.popleft()
+            except IndexError:  # the watchdog was quicker
+                break
+            started = ended
+            result, error = self._evaluate(func, claim)
+            ended = time.time()
+            outcome = Outcome(claim, result, error, started, ended)
+            self.done.append(outcome)
+            self._since = self._clock()
+            number += 1
+            size += len(result or error or "")
+            yield outcome
+            # By either clock: only one of them may count while the process, or the host, is stopped.
+            age = max(self._since - began, abs(ended - began_at))
+            if age > self._pace.limit or size > CHUNK_SIZE:
+                break
+        self._since = float("inf")
+        if number:
+            self._pace.learn(number, self._clock() - began, *self._cost)
+
+    def _watch(self) -> float:
+        """Let nothing wait behind a long evaluation; return when to look again, in seconds."""
+        long = 0.75 * self._pace.limit
+        ran = self._clock() - self._since
+        if ran < long:
+            return min(long - ran, long)
+        if self.todo or self.done:
+            try:
+                self.exchange(0)
+            except SpevalError:  # the loop meets it too, and says so
+                return LOOK
+        return long
+
+    def end_batch(self) -> None:
+        """Store what is finished, and release what is not started."""
+        self._unwatch()
+        if self.todo:
+            with contextlib.suppress(SpevalError):  # the loop meets it too, and says so
+                self.exchange(0)
+
+    def _unwatch(self) -> None:
+        _in_batches.discard(self)
+        self._watchdog.stop()
+
+    def _evaluate(self, func: Callable[[Any], Any], claim: Claim) -> tuple[str | None, str | None]:
+        """Return the result, as JSON, or the error."""
         running = _running.set((*_running.get(), (self._db.path, claim)))
         try:
             args = _from_json(claim.args, "the arguments")
@@ -1172,63 +1363,84 @@ class Worker:
             raise
         except BaseException as exc:  # noqa: BLE001 - asyncio.CancelledError and what extensions raise
             self._stay_out_of_children(exc)
-            return Outcome(claim, None, _traceback(exc))
+            return None, _traceback(exc)
         finally:
             _running.reset(running)
         self._stay_out_of_children(None)
         try:
-            return Outcome(claim, _to_json(result), None)
+            return _to_json(result), None
         except TypeError as exc:
-            return Outcome(claim, None, f"func returned {_repr(result)}\nTypeError: {exc}")
+            return None, f"func returned {_repr(result)}\nTypeError: {exc}"
 
     def _stay_out_of_children(self, exc: BaseException | None) -> None:
         if os.getpid() != self._pid:
             raise SpevalError("func came back in a process that it forked: end that with os._exit()") from exc
 
-    def exchange(self, outcomes: list[Outcome], room: int = 1) -> list[Claim]:
-        """Store `outcomes`, which empties the list, and claim up to `room` evaluations, atomically.
+    def exchange(self, room: int) -> None:
+        """Store what is done, release what is not started, and claim up to `room` evaluations, atomically.
 
-        While the database cannot be written, the outcomes are kept and stored again and again.
+        Also called by the watchdog, with no room.
         """
-        return self._insist(lambda: self._exchange(outcomes, room), outcomes)
-
-    def _exchange(self, outcomes: list[Outcome], room: int) -> list[Claim]:
+        began = self._clock()
         said: list[str] = []
-        with self._db.write() as conn:
-            self._check_in(conn)
-            stored = [finish(conn, self.id, outcome) for outcome in outcomes]
-            if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
-                said = reclaim(conn, self._lost(conn), self._max_attempts)
-                self._looked = self._clock()
-            claims = claim(conn, self.id, room)
-        self._joined = True
+        with self._db.locks.mutex:
+            outcomes, unstarted = self.done[:], self._unstarted()
+            try:
+                with self._db.write() as conn:
+                    waiting = self._clock() - began
+                    self._check_in(conn)
+                    stored = finish(conn, self.id, outcomes)
+                    if unstarted:
+                        self._release(conn, unstarted[0].id)
+                    if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
+                        said = reclaim(conn, self._lost(conn), self._max_attempts)
+                        self._looked = self._clock()
+                    claims = claim(conn, self.id, room)
+            except BaseException:
+                self.todo.extend(unstarted)
+                raise
+            self._joined = True
+            del self.done[: len(outcomes)]
+            self.todo.extend(claims)
+        if room:
+            self._cost = waiting, self._clock() - began - waiting
         for line in said:
             log.warning("%s", line)
         self._log_finished(outcomes, stored)
-        outcomes.clear()
-        for taken in claims:
-            log.info("claimed evaluation %s, attempt %s", taken.name, taken.attempt)
-        return claims
+        if log.isEnabledFor(logging.INFO):
+            for taken in claims:
+                log.info("claimed evaluation %s, attempt %s", taken.name, taken.attempt)
 
-    def leave(self, outcomes: list[Outcome]) -> None:
-        """Store `outcomes`, release all other claims and mark the worker as ended, atomically."""
+    def _unstarted(self) -> list[Claim]:
+        """Take back what is not started. From the right: so the loop starts none behind the first of it."""
+        claims: list[Claim] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                claims.append(self.todo.pop())
+        return claims[::-1]
+
+    def _release(self, conn: sqlite3.Connection, first: int) -> None:
+        conn.execute(RELEASE, {"worker": self.id, "first": first, "now": time.time()})
+
+    def leave(self) -> None:
+        """Store what is done, release all other claims and mark the worker as ended, atomically."""
+        self._unwatch()
         if not self._joined:
             return
         try:
             with self._db.write() as conn:
                 self._check_in(conn)
-                stored = [finish(conn, self.id, outcome) for outcome in outcomes]
-                now = time.time()
-                conn.execute(RELEASE, {"worker": self.id, "now": now})
-                conn.execute(MARK_ENDED, {"worker": self.id, "ended": now})
+                stored = finish(conn, self.id, self.done)
+                self._release(conn, -(2**63))
+                conn.execute(MARK_ENDED, {"worker": self.id, "ended": time.time()})
         except SpevalError as exc:
             log.error("%s", exc)
-            for claim, result, error in outcomes:
+            for claim, result, error, _, _ in self.done:
                 log.error("not stored: evaluation %s: %s", claim.name, _cut(result or error or "", MAX_ERROR))
         else:
-            self._log_finished(outcomes, stored)
+            self._log_finished(self.done, stored)
 
-    def _insist(self, action: Callable[[], T], outcomes: list[Outcome]) -> T:
+    def _insist(self, action: Callable[[], T]) -> T:
         pause = 1.0
         while True:
             try:
@@ -1239,7 +1451,7 @@ class Worker:
                 log.warning(
                     "%s (%d finished evaluations are kept in memory, next try in %d s)",
                     exc,
-                    len(outcomes),
+                    len(self.done),
                     pause,
                 )
             self._signals.let_through(self._sleep, pause)
@@ -1290,7 +1502,7 @@ class Worker:
         """Wait until there is something to claim or to reclaim; False if everything is finished."""
         began, pause, say = self._clock(), 0.02, STILL_WAITING
         while True:
-            pending, in_progress, lost = self._insist(self._look, [])
+            pending, in_progress, lost = self._insist(self._look)
             if pending or lost:
                 self._looked = -float("inf")
                 return True
@@ -1302,7 +1514,7 @@ class Worker:
                     " workers live: set a timeout"
                 )
             if self._clock() - began >= say:
-                log.warning("waiting for %s", self._insist(self._whom, []))
+                log.warning("waiting for %s", self._insist(self._whom))
                 say *= 2
             self._signals.let_through(self._sleep, pause)
             pause = min(2 * pause, POLL)
@@ -1321,13 +1533,14 @@ class Worker:
         )
 
     def _log_finished(self, outcomes: list[Outcome], stored: list[bool]) -> None:
-        for (claim, _, error), accepted in zip(outcomes, stored):
+        told = log.isEnabledFor(logging.INFO)
+        for (claim, _, error, started, ended), accepted in zip(outcomes, stored):
             if not accepted:
                 log.warning("dropped what came late for evaluation %s, attempt %s", claim.name, claim.attempt)
-            elif error is None:
-                log.info("completed evaluation %s in %.3g s", claim.name, time.time() - claim.started)
-            else:
+            elif error is not None:
                 log.warning("evaluation %s failed: %s", claim.name, _last_line(error))
+            elif told:
+                log.info("completed evaluation %s in %.3g s", claim.name, ended - started)
 
 
 def _last_line(text: str | None) -> str:

@@ -265,7 +265,7 @@ def test_a_full_disk_is_waited_out_and_no_result_is_lost(sandbox: Sandbox, small
     assert instance.stdout is not None
     line = instance.stdout.readline()
     assert "is the disk full, or a quota?" in line
-    assert "1 finished evaluations are kept in memory, next try in 1 s" in line
+    assert "finished evaluations are kept in memory, next try in 1 s" in line
     (small_disk / "ballast").unlink()
     sandbox.end(instance)
     assert [len(row["result"]) for row in load_evals(small_disk / "evals.db")] == [50_000] * 10
@@ -285,7 +285,7 @@ def test_an_interrupt_ends_the_wait_for_a_full_disk_and_says_what_is_lost(
     assert "x" * 1000 in output
     (small_disk / "ballast").unlink()
     (small_disk / "evals.db-lock").exists()
-    assert count_evals(small_disk / "evals.db")["in_progress"] == 1
+    assert count_evals(small_disk / "evals.db")["in_progress"] >= 1
 
 
 def test_a_read_only_directory_can_be_read_and_is_a_clear_error_for_workers(

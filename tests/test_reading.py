@@ -121,6 +121,8 @@ def test_current_eval_of_two_threads_are_two(tmp_path: pathlib.Path) -> None:
     ("statement", "index"),
     [
         ("FIND_PENDING", "evals_pending"),
+        ("CLAIM", "evals_pending"),
+        ("COUNT_SOME_PENDING", "evals_pending"),
         ("RELEASE", "evals_in_progress"),
         ("CLAIMS_OF", "evals_in_progress"),
         ("OLDEST_CLAIM", "evals_in_progress"),
@@ -139,7 +141,9 @@ def test_no_statement_of_a_worker_scans_the_evaluations(
     conn = sqlite3.connect(tmp_path / "evals.db")
     names = ["id", "name", "room", "worker", "now", "attempt", "result", "error", "started", "max_attempts"]
     names += ["first", "last", "status"]
-    plan = conn.execute("EXPLAIN QUERY PLAN " + getattr(core, statement), dict.fromkeys(names, 1)).fetchall()
+    code = getattr(core, statement)
+    values = [1] * code.count("?") or dict.fromkeys(names, 1)
+    plan = conn.execute("EXPLAIN QUERY PLAN " + code, values).fetchall()
     conn.close()
     steps = [step[-1] for step in plan if "evals" in step[-1]]
     assert steps

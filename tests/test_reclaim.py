@@ -134,9 +134,10 @@ speval(func, range(5), "evals.db")
         sandbox.end(sandbox.start(script), -signal.SIGKILL)
     sandbox.run(script)
     assert sandbox.column("status") == ["completed"] * 2 + ["failed"] + ["completed"] * 2
-    assert sandbox.column("losses") == [0, 0, 3, 0, 0]
+    assert sandbox.column("losses")[2] == 3
+    assert max(sandbox.column("losses")[:2] + sandbox.column("losses")[3:]) <= 1  # in a batch with it, once
     assert "lost 3 times" in sandbox.column("error")[2]
-    assert sorted(sandbox.calls()) == ["0", "1", "2", "2", "2", "3", "4"]
+    assert sandbox.calls().count("2") == 3
 
 
 def test_a_claim_by_nobody_known_is_taken_over(sandbox: Sandbox) -> None:

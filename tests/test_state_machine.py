@@ -19,9 +19,9 @@ from speval import count_evals, load_evals, reset_evals
 core = importlib.import_module("speval.speval")
 
 TIMEOUT = 12 * core.LOOK  # the clock goes in steps of LOOK: whoever has not looked since then looks now
-WORKERS, MAX_EVALS = 3, 7
+WORKERS, MAX_EVALS = 3, 20
 picks = st.integers(0, 11)
-rooms = st.integers(1, 3)
+rooms = st.integers(0, 4)
 steps = st.sampled_from([0, 0, 1, 1, 6, 11])
 either = st.sampled_from(["result", "error"])
 # For each claim that a worker has or had: nothing yet, a result or an error.
@@ -72,7 +72,7 @@ class Actor:
 class Sweep(RuleBasedStateMachine):
     """Workers of several instances; each step is a transaction, a death or a leap of the clock."""
 
-    @initialize(size=st.integers(1, 4), timeout=st.sampled_from([TIMEOUT, None]), most=st.integers(1, 3))
+    @initialize(size=st.integers(1, 12), timeout=st.sampled_from([TIMEOUT, None]), most=st.integers(1, 3))
     def start(self, size: int, timeout: float | None, most: int) -> None:
         self.directory = tempfile.TemporaryDirectory()
         self.db = core.Database(self.directory.name + "/evals.db")
@@ -109,17 +109,20 @@ class Sweep(RuleBasedStateMachine):
         self.join()
 
     @precondition(lambda self: len(self.evals) < MAX_EVALS)
-    @rule(more=rooms)
+    @rule(more=st.integers(1, 3))
     def extend(self, more: int) -> None:
         self.evals += [Eval() for _ in range(more)]
         with contextlib.closing(core.Space(range(len(self.evals)))) as space:
             core.add_space(self.db, space, "func")
 
-    @rule(who=picks, ends=ends, room=rooms, steps=steps)
-    def work(self, who: int, ends: list[str | None], room: int, steps: int) -> None:
-        """Complete or fail some claims, whether they were lost meanwhile or not, and claim others."""
+    @rule(who=picks, ends=ends, room=rooms, steps=steps, unstarted=st.integers(0, 2))
+    def work(self, who: int, ends: list[str | None], room: int, steps: int, unstarted: int) -> None:
+        """Complete or fail some claims, whether they were lost meanwhile or not, and claim others.
+
+        Some of these are not started before the next transaction, which gives them back.
+        """
         actor = self.pick(who)
-        self.exchange(actor, self.outcomes(actor, ends, actor.claims), room, steps)
+        self.exchange(actor, self.outcomes(actor, ends, actor.claims), room, steps, unstarted)
 
     @precondition(lambda self: any(map(self.lost_by, self.living())))
     @rule(who=picks, ends=ends, room=rooms)
@@ -147,7 +150,8 @@ class Sweep(RuleBasedStateMachine):
             self.expect_end(actor, outcome)
         for evaluation in self.held_by(actor):
             evaluation.status, evaluation.holder = "pending", None
-        actor.worker.leave(outcomes)
+        actor.worker.done = outcomes
+        actor.worker.leave()
         actor.ended = True
         self.replace(actor)
 
@@ -184,7 +188,8 @@ class Sweep(RuleBasedStateMachine):
             if end is not None:
                 self.ends += 1
                 text = str(self.ends)
-                outcomes.append(core.Outcome(claim, *((text, None) if end == "result" else (None, text))))
+                what = (text, None) if end == "result" else (None, text)
+                outcomes.append(core.Outcome(claim, *what, self.now, self.now + self.ends))
                 actor.claims.remove(claim)
         return outcomes
 
@@ -198,21 +203,28 @@ class Sweep(RuleBasedStateMachine):
         late = [(a, c) for a in self.living() for c in self.lost_by(a)]
         return [(held[claim.id], (actor, claim)) for actor, claim in late if claim.id in held]
 
-    def exchange(self, actor: Actor, outcomes: list[Any], room: int, steps: int) -> None:
+    def exchange(
+        self, actor: Actor, outcomes: list[Any], room: int, steps: int, unstarted: int = 0
+    ) -> None:
         self.now += steps * core.LOOK
         for outcome in outcomes:
             self.expect_end(actor, outcome)
+        if actor.worker.todo:
+            self.expect_release(actor, int(actor.worker.todo[0].name))
         if self.now > actor.looked:
             self.expect_look(actor)
-        expected = self.expect_claims(actor, room)
-        claims = actor.worker.exchange(outcomes, room)
         actor.joined = True
-        assert outcomes == []
+        expected = self.expect_claims(actor, self.share(room))
+        actor.worker.done = outcomes
+        actor.worker.exchange(room)
+        assert actor.worker.done == []
+        claims = list(actor.worker.todo)
         assert [(claim.name, claim.args, claim.attempt) for claim in claims] == expected
         tokens = {(claim.name, claim.attempt) for claim in claims}
         assert not tokens & self.tokens
         self.tokens |= tokens
-        actor.claims += claims
+        while len(actor.worker.todo) > unstarted:
+            actor.claims.append(actor.worker.todo.popleft())
 
     def expect_end(self, actor: Actor, outcome: Any) -> None:
         evaluation = self.evals[int(outcome.claim.name)]
@@ -222,6 +234,11 @@ class Sweep(RuleBasedStateMachine):
             evaluation.holder = actor.worker.id
             evaluation.error = outcome.error
             evaluation.result = None if outcome.result is None else int(outcome.result)
+
+    def expect_release(self, actor: Actor, first: int) -> None:
+        for evaluation in self.held_by(actor):
+            if self.evals.index(evaluation) >= first:
+                evaluation.status, evaluation.holder = "pending", None
 
     def expect_look(self, actor: Actor) -> None:
         """Take from the dead at once, from the stalled what they had at a look a timeout ago."""
@@ -240,13 +257,19 @@ class Sweep(RuleBasedStateMachine):
                 for evaluation in held:
                     evaluation.lose(self.max_attempts)
 
+    def share(self, room: int) -> int:
+        """Return how many may be claimed: half of a worker's part of what is left, but at least one."""
+        left = sum(evaluation.status == "pending" for evaluation in self.evals)
+        workers = sum(actor.joined and not actor.ended for actor in self.actors)
+        return min(room, max(1, left // (2 * workers)))
+
     def expect_claims(self, actor: Actor, room: int) -> list[tuple[str, str, int]]:
         """Claim the first pending evaluations; one that was lost before goes alone."""
         claims: list[tuple[str, str, int]] = []
         for number, evaluation in enumerate(self.evals):
             if evaluation.status != "pending":
                 continue
-            if len(claims) == room or (claims and evaluation.losses):
+            if len(claims) >= room or (claims and evaluation.losses):
                 break
             evaluation.attempt += 1
             evaluation.status, evaluation.holder = "in_progress", actor.worker.id

@@ -67,7 +67,8 @@ def test_every_result_is_there_whatever_happens_to_the_workers(sandbox: Sandbox)
     calls = collections.Counter(int(line.split()[0]) for line in sandbox.calls())
     assert set(calls) == set(range(SPACE))
     again = sum(calls.values()) - SPACE
-    assert again <= sum(ends.values()), ends
+    batch = 50  # evaluations: 0.2 s of them, and some more, because their length is random
+    assert again <= sum(ends.values()) + batch * ends["SIGKILL"], ends
     for row in load_evals(sandbox.db):
         assert calls[int(row["name"])] <= row["attempt"]
 
