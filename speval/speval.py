@@ -124,10 +124,10 @@ CLAIM = """
     UPDATE evals SET status = 'in_progress', attempt = attempt + 1, worker = :worker, started = :now,
         updated = :now
     WHERE status = 'pending' AND id <= :last AND +status = 'pending' AND attempt >= reset"""
+FIRST_PENDING = "SELECT id, attempt FROM evals WHERE status = 'pending' ORDER BY id LIMIT 1"
 COUNT_WORKERS = "SELECT count(*) FROM workers WHERE ended IS NULL"
-COUNT_AFTER = "SELECT max(id) - :id FROM evals"
-COUNT_SOME_PENDING = """
-    SELECT count(*) FROM (SELECT 1 FROM evals WHERE status = 'pending' AND id > :id LIMIT :room)"""
+COUNT_FROM = "SELECT max(id) - :id + 1 FROM evals"
+COUNT_SOME_PENDING = "SELECT count(*) FROM (SELECT 1 FROM evals WHERE status = 'pending' LIMIT :room)"
 # Also over what was lost (pending again, claimed by another, or failed by losses, which leaves no
 # worker), as long as there is no other result. (An OR instead of CASE takes SQLite 25 us more to plan.)
 COMPLETE = """
@@ -1096,6 +1096,7 @@ def claim(conn: sqlite3.Connection, worker: int, room: int) -> list[Claim]:
     """Claim up to `room` pending evaluations, the first of the space; one that was lost before alone."""
     claims: list[Claim] = []
     size = 0
+    room = min(room, _share(conn, room))
     with contextlib.closing(conn.execute(FIND_PENDING, {"room": room})) as cursor:
         for row in cursor:
             claims.append(Claim._make(row))
@@ -1104,8 +1105,6 @@ def claim(conn: sqlite3.Connection, worker: int, room: int) -> list[Claim]:
                 break
     if len(claims) > 1 and claims[-1].losses:
         claims.pop()
-    if len(claims) > 1:
-        del claims[_share(conn, claims) :]
     if claims:
         facts = {"last": claims[-1].id, "worker": worker, "now": time.time()}
         if conn.execute(CLAIM, facts).rowcount != len(claims):
@@ -1113,17 +1112,22 @@ def claim(conn: sqlite3.Connection, worker: int, room: int) -> list[Claim]:
     return claims
 
 
-def _share(conn: sqlite3.Connection, claims: list[Claim]) -> int:
-    """Return how many of these claims a worker may have, for all workers to end together.
+def _share(conn: sqlite3.Connection, room: int) -> int:
+    """Return how many of `room` evaluations a worker may claim, for all workers to end together.
 
     Half of its part of what is left: guided self-scheduling (Polychronopoulos and Kuck, 1987).
     """
+    pending = conn.execute(FIRST_PENDING).fetchall() if room > 1 else []
+    if not pending:
+        return room
+    ((id, attempt),) = pending
     ((workers,),) = conn.execute(COUNT_WORKERS).fetchall()
-    facts = {"id": claims[-1].id, "room": 2 * workers * len(claims)}
-    # Evaluations are claimed for the first time in the order of their ids: behind a fresh one all are.
-    count = COUNT_AFTER if claims[-1].attempt == 1 else COUNT_SOME_PENDING
-    ((more,),) = conn.execute(count, facts).fetchall()
-    return int(max(1, (len(claims) + more) // (2 * max(1, workers))))
+    # Evaluations are claimed for the first time in the order of their ids: from a fresh one on all are.
+    count, facts = (
+        (COUNT_FROM, {"id": id}) if attempt == 0 else (COUNT_SOME_PENDING, {"room": 2 * workers * room})
+    )
+    ((left,),) = conn.execute(count, facts).fetchall()
+    return int(max(1, left // max(1, 2 * workers)))
 
 
 def finish(conn: sqlite3.Connection, worker: int, outcomes: list[Outcome]) -> list[bool]:
@@ -1652,10 +1656,11 @@ def speval(
         raise SpevalError(f"speval() inside func on the same database would wait for itself: {db.path}")
     with contextlib.closing(Space(eval_space)) as space:
         add_space(db, space, _func_name(func))
-    counts = count_evals(db.path)
-    if counts["pending"] or counts["in_progress"]:
+    with Signals(), db.read() as conn:
+        ((pending, in_progress),) = conn.execute(LEFT).fetchall()
+    if pending or in_progress:
         Worker(db, timeout, max_attempts).work(func, max_failures, wait)
-        counts = count_evals(db.path)
+    counts = count_evals(db.path)
     if counts["failed"]:
         log.warning(
             "%d of %d evaluations failed: load_evals(%r, 'failed') says why, reset_evals() tries again",
