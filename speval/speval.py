@@ -108,7 +108,7 @@ KEEP_SPACE = """
     INSERT INTO spaces (fingerprint, size, func, added)
     VALUES (:fingerprint, :size, :func, :now)"""
 FIRST_FUNC = "SELECT func FROM spaces ORDER BY rowid LIMIT 1"
-ADD_EVAL = "INSERT INTO evals (name, status, updated, args) VALUES (:name, 'pending', :now, :args)"
+ADD_EVAL = "INSERT INTO evals (name, status, updated, args) VALUES (?, 'pending', ?, ?)"
 LOOKUP_EVAL = "SELECT id, args FROM evals WHERE name = :name"
 
 JOIN = "INSERT INTO workers (id, host, pid, started) VALUES (:worker, :host, :pid, :now)"
@@ -312,8 +312,8 @@ class Space:
 
     Attributes
     ----------
-    size : int
-        Number of evaluations.
+    size, position : int
+        Number of evaluations, and how many of them the last pass has yielded so far.
     fingerprint : str
         Hash of names and arguments, in their order.
     """
@@ -322,15 +322,19 @@ class Space:
         import hashlib  # here, because a reader needs neither, and importing them takes milliseconds
         import tempfile
 
-        self.size = 0
+        self.size = self.position = 0
         self._file = tempfile.SpooledTemporaryFile(1 << 20)  # noqa: SIM115 - it is closed by close()
         digest = hashlib.blake2b(digest_size=16)
+        began, pause = time.monotonic(), LONG_WAIT
         try:
             for name, args in _named(eval_space):
                 line = f"{_encode(name)}\t{_args_to_json(name, args)}\n".encode()
                 digest.update(line)
                 self._file.write(line)
                 self.size += 1
+                if self.size % 1000 == 0 and time.monotonic() - began >= pause:
+                    log.warning("read %d evaluations of the space by now, for %d s", self.size, pause)
+                    pause *= 2
         except BaseException:
             self._file.close()
             raise
@@ -339,9 +343,10 @@ class Space:
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield name and arguments, the latter as JSON."""
         self._file.seek(0)
-        for line in self._file:
+        for number, line in enumerate(self._file, 1):
+            self.position = number
             name, _, args = line.decode().partition("\t")
-            yield json.loads(name), args[:-1]
+            yield json.loads(name) if "\\" in name else name[1:-1], args[:-1]
 
     def close(self) -> None:
         self._file.close()
@@ -1037,7 +1042,8 @@ def _add_space(db: Database, conn: sqlite3.Connection, space: Space, func: str) 
     now = time.time()
     if not _is_known(conn, space):
         new = space if found == EMPTY else _new(db, conn, space)
-        conn.executemany(ADD_EVAL, ({"name": name, "now": now, "args": args} for name, args in new))
+        with _notice(lambda: f"adding to {db.path}, {space.position} of {space.size} evaluations so far"):
+            conn.executemany(ADD_EVAL, ((name, now, args) for name, args in new))
         conn.execute(
             KEEP_SPACE,
             {"fingerprint": space.fingerprint, "size": space.size, "func": func, "now": now},

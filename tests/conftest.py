@@ -87,6 +87,12 @@ class Sandbox:
         assert instance.returncode == returncode, output
         return output
 
+    @staticmethod
+    def end_by(instance: subprocess.Popen[str], how: signal.Signals) -> str:
+        """End an instance by a signal, and wait until it has heeded it; return what it printed."""
+        instance.send_signal(how)
+        return Sandbox.end(instance, -how)
+
     @property
     def db(self) -> str:
         return str(self.path / "evals.db")

@@ -203,9 +203,7 @@ class Sweep(RuleBasedStateMachine):
         late = [(a, c) for a in self.living() for c in self.lost_by(a)]
         return [(held[claim.id], (actor, claim)) for actor, claim in late if claim.id in held]
 
-    def exchange(
-        self, actor: Actor, outcomes: list[Any], room: int, steps: int, unstarted: int = 0
-    ) -> None:
+    def exchange(self, actor: Actor, outcomes: list[Any], room: int, steps: int, unstarted: int = 0) -> None:
         self.now += steps * core.LOOK
         for outcome in outcomes:
             self.expect_end(actor, outcome)
