@@ -1596,9 +1596,9 @@ def speval(
 ) -> dict[str, int]:
     """Evaluate `func` for each of the arguments in `eval_space`, together with all other instances.
 
-    Makes the database if there is none, adds what is new in `eval_space`, then claims one pending
-    evaluation after the other, calls `func` and stores what it returns, until nothing is left. Start
-    the same script as often as you like, at any time, on every host that mounts the directory.
+    Makes the database if there is none, adds what is new in `eval_space`, then claims pending
+    evaluations, calls `func` for each and stores what it returns, until nothing is left. Start the
+    same script as often as you like, at any time, on every host that mounts the directory.
 
     Parameters
     ----------
@@ -1616,7 +1616,8 @@ def speval(
         Seconds, > 0, after which an evaluation is presumed stalled and given to another worker. By
         default none ever is: death of a process is noticed without it.
     max_attempts : int
-        Number, >= 1, of deaths or timeouts after which an evaluation is failed.
+        Number, >= 1, of deaths or timeouts after which an evaluation is failed. With 1, each is claimed
+        alone, because a death takes the batch along.
     max_failures : int, optional
         If the first so many evaluations, >= 1, of this instance all fail, it stops. None: never.
     wait : bool
@@ -1643,8 +1644,9 @@ def speval(
 
     Notes
     -----
-    An evaluation is finished in the same transaction in which the next is claimed; after that no crash
-    takes its result back. KeyboardInterrupt, SystemExit, SIGTERM and SIGHUP store what is finished,
+    Evaluations are finished in the same transaction in which the next are claimed; after that no crash
+    takes their results back. Short ones are claimed in batches of at most 0.2 s of work, which is what
+    a crash costs. KeyboardInterrupt, SystemExit, SIGTERM and SIGHUP store what is finished,
     release what is not, and then go their way.
 
     Examples
@@ -1734,11 +1736,12 @@ def load_evals(evals_fname: str | os.PathLike[str], status: str | None = None) -
     Returns
     -------
     list of dict
-        ``"name"`` (str); ``"status"``; ``"updated"`` (unix time of the last change, float, seconds);
+        ``"name"`` (str); ``"status"``; ``"updated"`` (unix time of the last change, float, seconds;
+        if finished, when `func` came back);
         ``"result"`` (what `func` returned, None unless completed); ``"args"``; ``"error"`` (traceback
         of a failed one, str or None); ``"attempt"`` (number of times it was claimed); ``"losses"`` (how
         often its worker died or ran past the timeout); ``"worker"`` (id of the last, or None);
-        ``"started"`` (unix time of the last claim, or None).
+        ``"started"`` (unix time of the last claim; if finished, when `func` was called; or None).
 
     Raises
     ------

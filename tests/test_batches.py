@@ -138,7 +138,7 @@ def func(x):
         child = os.fork()
         if child == 0:
             os._exit(len(os.listdir("/proc/self/task")) - 1)
-        return os.waitpid(child, 0)[1], current_eval()["attempt"]
+        return os.waitpid(child, 0)[1]
 
 speval(func, range(1000), "evals.db")
 """
