@@ -1195,7 +1195,7 @@ _running: contextvars.ContextVar[tuple[tuple[str, Claim], ...]] = contextvars.Co
 BATCH = 0.2  # seconds of work, at most, that a worker claims at once
 BATCH_ROOM = 2000  # evaluations, at most
 ALONE = 0.1  # seconds; evaluations that take longer are claimed one by one, unless others queue
-SHARE = 0.02  # of its time, that a worker would spend on transactions
+SHARE = 0.01  # of its time, that a worker would spend on transactions
 
 
 class Pace:

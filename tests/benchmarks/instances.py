@@ -7,67 +7,166 @@ the monotonic clock, which all processes of a machine share. PYTHONPATH says whi
 from __future__ import annotations
 
 import contextlib
+import hashlib  # noqa: F401 - so that no process imports it when all are to go
 import json
 import logging
+import os
 import signal
 import sqlite3
 import sys
+import tempfile  # noqa: F401 - the same
 import time
+from collections.abc import Callable, Iterator
 from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import speval
 
-BOUND = 600  # seconds after which a process ends, whatever has become of the one that started it
+BOUND = 900  # seconds after which a process ends, whatever has become of the one that started it
 
 
-def space(size: str) -> list[dict[str, float]]:
-    return [{"x": i, "y": i / 2} for i in range(int(size))]
+def space(size: str) -> Iterator[dict[str, float]]:
+    return ({"x": i, "y": i / 2} for i in range(int(size)))
 
 
-def evaluate(path: str, size: str, seconds: str = "") -> list[float]:
-    """Evaluate no-ops, or sleep, until nothing is left or SIGINT comes; return when each was called."""
+def ready() -> None:
+    """Say that everything is imported, and wait until all processes are to go."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
+def function(kind: str, amount: str = "0") -> Callable[[Any], Any]:
+    """Return a function that does nothing, sleeps, computes, or returns a text of a size."""
+    if kind == "sleep":
+        return lambda args: time.sleep(float(amount))
+    if kind == "given":
+        return time.sleep
+    if kind == "spin":
+        return lambda args: spin(int(amount))
+    if kind == "text":
+        return lambda args: "x" * int(amount)
+    return lambda args: None
+
+
+def spin(number: int) -> None:
+    for _ in range(number):
+        pass
+
+
+def enter(path: str, size: str, kind: str = "", amount: str = "") -> tuple[float, float, int]:
+    """Populate, or start on a finished sweep, and evaluate nothing; return begin, end, memory in KiB."""
+
+    def func(args: Any) -> None:
+        raise KeyboardInterrupt
+
+    evals: Any = space(size)
+    if kind == "text":
+        evals = ("x" * int(amount) for _ in range(int(size)))
+    if kind == "uniform":
+        import random
+
+        evals = [random.Random(i).uniform(0.005, 0.05) for i in range(int(size))]
+    before, began = getrusage(RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with contextlib.suppress(KeyboardInterrupt):
+        speval.speval(func, evals, path)
+    return began, time.monotonic(), getrusage(RUSAGE_SELF).ru_maxrss - before
+
+
+def work(path: str, kind: str = "", amount: str = "") -> tuple[float, float, int]:
+    """Evaluate what is stored; return when the last call ended, when all was done, and bytes written."""
+    func, last = function(kind, amount), [0.0]
+
+    def noting(args: Any) -> None:
+        func(args)
+        last[0] = time.monotonic()
+
+    ready()
+    speval.speval(noting if kind == "given" else func, [], path)
+    return last[0], time.monotonic(), _written()
+
+
+def _written() -> int:
+    with open("/proc/self/io") as lines:
+        return int(next(line for line in lines if line.startswith("write_bytes")).split()[1])
+
+
+def bare(number: str, kind: str, amount: str = "") -> tuple[float, float, int]:
+    """Call a function, and store nothing."""
+    func = function(kind, amount)
+    ready()
+    for _ in range(int(number)):
+        func(None)
+    return time.monotonic(), time.monotonic(), 0
+
+
+def floor(path: str, room: str = "1000", kind: str = "", amount: str = "") -> tuple[float, float, int]:
+    """Do what `work` does with nothing but sqlite3, `room` evaluations a transaction, by one process."""
+    func, facts = function(kind, amount), {"room": int(room), "worker": 1}
+    conn = sqlite3.connect(path, isolation_level=None)
+    conn.executescript("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = FULL")
+    rows: list[Any] = []
+    ready()
+    while True:
+        done = [(json.dumps(func(json.loads(args))), time.time(), id) for id, args in rows]
+        conn.execute("BEGIN IMMEDIATE")
+        conn.executemany(STORE, done)
+        rows = conn.execute(NEXT, facts).fetchall()
+        if rows:
+            conn.execute(TAKE, {**facts, "now": time.time(), "last": rows[-1][0]})
+        conn.execute("COMMIT")
+        if not rows:
+            return 0.0, time.monotonic(), _written()
+
+
+STORE = "UPDATE evals SET status = 'completed', result = ?, updated = ? WHERE id = ?"
+NEXT = "SELECT id, args FROM evals WHERE status = 'pending' ORDER BY id LIMIT :room"
+TAKE = """
+    UPDATE evals SET status = 'in_progress', attempt = attempt + 1, worker = :worker, started = :now,
+        updated = :now
+    WHERE status = 'pending' AND id <= :last"""
+
+
+def insert(path: str, size: str) -> tuple[float, float]:
+    """Insert what `enter` does, into the same tables, with nothing but sqlite3 and json."""
+    speval.speval(abs, [], path)
+    conn, began = sqlite3.connect(path, isolation_level=None), time.monotonic()
+    conn.executescript("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = FULL; BEGIN IMMEDIATE")
+    rows = ((str(i), began, json.dumps(args)) for i, args in enumerate(space(size)))
+    conn.executemany("INSERT INTO evals (name, status, updated, args) VALUES (?, 'pending', ?, ?)", rows)
+    conn.execute("COMMIT")
+    return began, time.monotonic()
+
+
+def evaluate(path: str, number: str = "") -> list[float]:
+    """Evaluate no-ops until all or `number` are done, or SIGINT comes; return when each was called."""
     called: list[float] = []
 
     def func(args: Any) -> None:
         called.append(time.monotonic())
         if len(called) == 1:
             print("started", flush=True)
-        if seconds:
-            time.sleep(float(seconds))
+        if len(called) == most:
+            raise KeyboardInterrupt
 
+    most = int(number or 0) + 1 if number else 0
     with contextlib.suppress(KeyboardInterrupt):
-        speval.speval(func, space(size), path)
-    return called
+        speval.speval(func, [], path)
+    return called if not number else [called[0], called[-1]]
 
 
-def floor(path: str, opening: str = "") -> list[float]:
-    """Do the same with nothing but sqlite3, by one connection or by one for each transaction."""
-    from speval.speval import CLAIM, COMPLETE, FIND_PENDING
-
-    conn, facts = _connect(path), {}
+def trace(path: str, every: str) -> list[float]:
+    """Evaluate no-ops; return when each so many-th was called."""
     called: list[float] = []
-    while facts or not called:
-        if opening:
-            conn.close()
-            conn = _connect(path)
-        now = time.time()
-        conn.execute("BEGIN IMMEDIATE")
-        if facts:
-            conn.execute(COMPLETE, {**facts, "now": now, "started": now, "result": "null", "error": None})
-        facts = {}
-        for id, _, _, attempt, _ in conn.execute(FIND_PENDING, {"room": 1}).fetchall():
-            facts = {"id": id, "attempt": attempt, "worker": 1}
-            conn.execute(CLAIM, {**facts, "now": now})
-        conn.execute("COMMIT")
-        called.append(time.monotonic())
-    return called[:-1]
+    count = 0
 
+    def func(args: Any) -> None:
+        nonlocal count
+        if count % int(every) == 0:
+            called.append(time.monotonic())
+        count += 1
 
-def _connect(path: str) -> sqlite3.Connection:
-    conn = sqlite3.connect(path, isolation_level=None)
-    conn.executescript("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = FULL")
-    return conn
+    speval.speval(func, [], path)
+    return called
 
 
 def hold(path: str) -> None:
@@ -82,16 +181,8 @@ def hold(path: str) -> None:
     speval.speval(func, [0], path)
 
 
-def enter(path: str, size: str) -> tuple[float, float]:
-    """Populate, or start on a finished sweep, and evaluate nothing; return when that began and ended."""
-
-    def func(args: Any) -> None:
-        raise KeyboardInterrupt
-
-    given, began = space(size), time.monotonic()
-    with contextlib.suppress(KeyboardInterrupt):
-        speval.speval(func, given, path)
-    return began, time.monotonic()
+def sweep(path: str) -> None:
+    speval.speval(lambda args: time.sleep(2), range(100), path)
 
 
 def write(path: str) -> list[tuple[float, float]]:
@@ -128,4 +219,6 @@ def count(path: str) -> list[float]:
 if __name__ == "__main__":
     signal.alarm(BOUND)
     logging.getLogger("speval").setLevel(logging.ERROR)  # it would warn of each kill
-    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))
+    answer = json.dumps(globals()[sys.argv[1]](*sys.argv[2:]))
+    print(answer, flush=True)
+    os._exit(0)  # nothing of the interpreter's end is measured
