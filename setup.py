@@ -19,7 +19,7 @@ setup(
     python_requires=">=3.9",
     install_requires=[],
     extras_require={
-        "test": ["pytest", "hypothesis", "coverage>=7.10", "numpy", "ruff", "mypy"],
+        "test": ["pytest", "hypothesis", "coverage>=7.10", "numpy", "matplotlib", "ruff", "mypy"],
     },
     classifiers=[
         "License :: OSI Approved :: MIT License",

@@ -768,23 +768,23 @@ class Ticker:
 
     def start(self, pause: float) -> None:
         if self._thread is None:
-            self._over.clear()
-            thread = threading.Thread(target=self._run, args=(pause,), name="speval", daemon=True)
+            self._over = threading.Event()
+            run = threading.Thread(target=self._run, args=(self._over, pause), name="speval", daemon=True)
             with contextlib.suppress(RuntimeError):  # no more threads are to be had: then it does not tick
-                thread.start()
-                self._thread = thread
+                run.start()
+                self._thread = run
 
-    def _run(self, pause: float) -> None:
+    def _run(self, over: threading.Event, pause: float) -> None:
         if hasattr(signal, "pthread_sigmask"):  # they are to wake the main thread
             signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
-        while not self._over.wait(pause):
+        while not over.wait(pause):
             pause = self._action()
 
     def stop(self, patience: float | None = None) -> None:
         """End the thread; wait for what it does just now, at most `patience` seconds."""
         thread, self._thread = self._thread, None
+        self._over.set()
         if thread is not None and thread is not threading.current_thread():
-            self._over.set()
             thread.join(patience)
 
 

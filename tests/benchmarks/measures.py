@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -76,24 +77,34 @@ def pools() -> Iterator[Row]:
 
 
 def _beside(kinds: dict[str, Any], asked: float, less: dict[str, float]) -> Iterator[Row]:
-    ours, copies = "speval", Copies(scaled(200_000))
-    rates: dict[str, list[float]] = {ours: [], **{name: [] for name in kinds}}
+    copies = Copies(scaled(200_000))
+    ours: list[float] = []
+    rates: dict[str, list[float]] = {name: [] for name in kinds}
     for name, (requirement, _, _) in kinds.items():
         if not peers.install(directory / name, requirement):
-            rates.pop(name)
             yield name, "cannot be installed here", ""
     for _ in range(ROUNDS):
+        with copies.copy() as path:
+            ours.append(scaled(200_000) / race(2, "work", path)[0])
         for name, values in rates.items():
-            if name == ours:
-                with copies.copy() as path:
-                    values.append(scaled(200_000) / race(2, "work", path)[0])
-            else:
+            with contextlib.suppress(RuntimeError):  # it died
                 values.append(peers.rate(name, kinds[name], directory / name))
-    for name, values in rates.items():
-        yield f"{name}, evaluations/s", spread(values, ".0f"), ""
-    for name in list(rates)[1:]:
-        ratio = spread(ratios(rates[ours], rates[name]), ".3g")
-        yield f"this package / {name}", ratio, f">= {less.get(name, asked):g}"
+    yield "this package, evaluations/s", spread(ours, ".0f"), ""
+    for name, values in list(rates.items()):
+        died = f", died in {ROUNDS - len(values)} rounds" if len(values) < ROUNDS else ""
+        yield f"{name}, evaluations/s{died}", spread(values, ".0f") if values else "none", ""
+        if not values:
+            rates.pop(name)
+        elif not died:
+            yield (
+                f"this package / {name}",
+                spread(ratios(ours, values), ".3g"),
+                f">= {less.get(name, asked):g}",
+            )
+        else:
+            ratio = f"{median(ours) / median(values):.3g} of the medians"
+            yield f"this package / {name}", ratio, f">= {less.get(name, asked):g}"
+    rates = {"this package": ours, **rates}
     figures["stores" if asked == 20 else "pools"] = rates
 
 

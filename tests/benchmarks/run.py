@@ -33,18 +33,18 @@ def conditions() -> str:
     )
 
 
-def draw() -> None:
+def keep() -> None:
+    """Add the figures to those that are kept, and draw what they show."""
+    path = HERE / "figures.json"
+    kept = {**(json.loads(path.read_text()) if path.exists() else {}), **json.loads(json.dumps(figures))}
+    path.write_text(json.dumps(kept) + "\n")
     try:
         import plots
     except ImportError as exc:
-        print(f"no plots: {exc}")
-        return
-    path = HERE / "figures.json"
-    stored = json.loads(path.read_text()) if path.exists() else {}
-    stored.update(json.loads(json.dumps(figures)))
-    path.write_text(json.dumps(stored, indent=None) + "\n")
-    for name in figures:
-        plots.draw(name, stored[name], HERE / f"{name}.png")
+        print(f"nothing is drawn: {exc}")
+    else:
+        for name in figures:
+            plots.draw(name, kept[name], HERE / f"{name}.png")
 
 
 def main(names: list[str]) -> None:
@@ -58,7 +58,8 @@ def main(names: list[str]) -> None:
                 for what, figure, asked in measure():
                     print(f"{measure.__name__:10} {what:52} {figure:44} {asked}", flush=True)
                 print(f"{measure.__name__:10} took {time.monotonic() - began:.0f} s", flush=True)
-        draw()
+                keep()
+                figures.clear()
     finally:
         shutil.rmtree(directory)
 
