@@ -50,20 +50,21 @@ def test_a_worker_that_was_stopped_in_mid_batch_does_not_call_what_others_took_o
     script = """
 def func(x):
     note(x, os.getpid())
+    if x == 700 and not os.path.exists("stopped"):
+        open("stopped", "w").close()
+        os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(0.001)
     return x
 
 speval(func, range(2000), "evals.db", timeout=1)
 """
     stopped = sandbox.start(script)
-    until(lambda: len(sandbox.calls()) > 500)
-    stopped.send_signal(signal.SIGSTOP)
+    until((sandbox.path / "stopped").exists)
     before = sandbox.calls()
     sandbox.run(script)
     stopped.send_signal(signal.SIGCONT)
     sandbox.end(stopped)
-    after = [call for call in sandbox.calls() if call.endswith(f" {stopped.pid}")]
-    assert len(after) <= len(before) + 1  # one that it was just about to note
+    assert [call for call in sandbox.calls() if call.endswith(f" {stopped.pid}")] == before
     assert sandbox.column("result") == list(range(2000))
     assert sandbox.column("losses").count(1) > 1  # it was a batch that was taken over
 
@@ -84,7 +85,7 @@ def test_a_killed_worker_loses_its_batch_at_most_and_no_stored_result(sandbox: S
     sandbox.end_by(doomed, signal.SIGKILL)
     stored = {row["name"]: row for row in load_evals(sandbox.db, "completed")}
     lost = collections.Counter(sandbox.calls()) - collections.Counter(list(stored))
-    assert 0 < sum(lost.values()) <= 1 + core.BATCH / 0.001
+    assert sum(lost.values()) <= 1 + core.BATCH / 0.001
     sandbox.run(SHORT)
     rows = {row["name"]: row for row in load_evals(sandbox.db, "completed")}
     assert stored.items() <= rows.items()

@@ -121,7 +121,7 @@ def prepare_litequeue(path: str, number: str) -> None:
 def litequeue(path: str, number: str) -> None:
     from litequeue import LiteQueue
 
-    queue = LiteQueue(path)
+    queue = LiteQueue(path, timeout=60)  # with sqlite3's own 5 s one of two mostly dies: "database is locked"
     ready()
     while (message := queue.pop()) is not None:
         no_op(json.loads(message.data))
@@ -181,7 +181,7 @@ STORES = {
     "optuna_journal": ("optuna", 2000, 2),
     "jug": ("jug", 3000, 2),
     "huey": ("huey", 4000, 2),
-    "litequeue": ("litequeue", 12_000, 2),
+    "litequeue": ("litequeue", 1000, 2),  # it slows down with the number: 12,000 take a quarter of the rate
 }
 POOLS = {
     "process_pool": ("", 20_000, 1),
