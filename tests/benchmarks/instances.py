@@ -218,6 +218,7 @@ def count(path: str) -> list[float]:
 
 if __name__ == "__main__":
     signal.alarm(BOUND)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
     logging.getLogger("speval").setLevel(logging.ERROR)  # it would warn of each kill
     answer = json.dumps(globals()[sys.argv[1]](*sys.argv[2:]))
     print(answer, flush=True)
