@@ -124,9 +124,9 @@ CLAIM = """
     UPDATE evals SET status = 'in_progress', attempt = attempt + 1, worker = :worker, started = :now,
         updated = :now
     WHERE status = 'pending' AND id <= :last AND +status = 'pending' AND attempt >= reset"""
-FIRST_PENDING = "SELECT id, attempt FROM evals WHERE status = 'pending' ORDER BY id LIMIT 1"
-COUNT_WORKERS = "SELECT count(*) FROM workers WHERE ended IS NULL"
-COUNT_FROM = "SELECT max(id) - :id + 1 FROM evals"
+FIRST_PENDING = """
+    SELECT attempt, (SELECT max(id) FROM evals) - id + 1, (SELECT count(*) FROM workers WHERE ended IS NULL)
+    FROM evals WHERE status = 'pending' ORDER BY id LIMIT 1"""
 COUNT_SOME_PENDING = "SELECT count(*) FROM (SELECT 1 FROM evals WHERE status = 'pending' LIMIT :room)"
 # Also over what was lost (pending again, claimed by another, or failed by losses, which leaves no
 # worker), as long as there is no other result. (An OR instead of CASE takes SQLite 25 us more to plan.)
@@ -1126,13 +1126,10 @@ def _share(conn: sqlite3.Connection, room: int) -> int:
     pending = conn.execute(FIRST_PENDING).fetchall() if room > 1 else []
     if not pending:
         return room
-    ((id, attempt),) = pending
-    ((workers,),) = conn.execute(COUNT_WORKERS).fetchall()
     # Evaluations are claimed for the first time in the order of their ids: from a fresh one on all are.
-    count, facts = (
-        (COUNT_FROM, {"id": id}) if attempt == 0 else (COUNT_SOME_PENDING, {"room": 2 * workers * room})
-    )
-    ((left,),) = conn.execute(count, facts).fetchall()
+    ((attempt, left, workers),) = pending
+    if attempt:
+        ((left,),) = conn.execute(COUNT_SOME_PENDING, {"room": 2 * workers * room}).fetchall()
     return int(max(1, left // max(1, 2 * workers)))
 
 
@@ -1185,14 +1182,14 @@ def _some(names: list[str]) -> str:
 
 
 LOOK = 5.0  # seconds after which a busy worker looks after the others
-POLL = 0.1  # seconds, at most, between two looks of a waiting one
+POLL = 0.1  # seconds, at most, between two looks of a waiting one, unless many look: then ten times that
 STILL_WAITING = 60.0  # seconds after which a waiting worker says for whom; doubled each time
 
 # The evaluations that run now in this context, the innermost last: path of the database and claim.
 _running: contextvars.ContextVar[tuple[tuple[str, Claim], ...]] = contextvars.ContextVar("speval", default=())
 
 
-BATCH = 0.2  # seconds of work, at most, that a worker claims at once
+BATCH = 0.2  # seconds of work, at most, that a worker claims before the last evaluation of a batch
 BATCH_ROOM = 2000  # evaluations, at most
 ALONE = 0.1  # seconds; evaluations that take longer are claimed one by one, unless others queue
 SHARE = 0.01  # of its time, that a worker would spend on transactions
@@ -1206,12 +1203,17 @@ class Pace:
     room : int
         That number. It grows at most twofold from batch to batch.
     limit : float
-        Seconds that a batch should take at most, and after which it is old.
+        Seconds in which all of a batch should be done, or begun if they are long.
+    old : float
+        Seconds after which the rest of a batch is given back.
+    long : float
+        Seconds after which nothing is to wait for an evaluation any more.
     """
 
     def __init__(self, timeout: float | None) -> None:
         self.room = 1
         self.limit = BATCH if timeout is None else min(BATCH, timeout / 4)
+        self.old, self.long = 1.25 * self.limit, 0.75 * self.limit
         self._slowest = self._waiting = self._writing = 0.0
 
     def learn(self, number: int, seconds: float, waiting: float, writing: float) -> None:
@@ -1221,7 +1223,8 @@ class Pace:
         self._writing += (writing - self._writing) / 4
         cost = self._waiting + (self._writing if self._slowest < ALONE else 0.0)
         wanted = 1 + int(cost / (SHARE * self._slowest))
-        self.room = max(1, min(wanted, 2 * self.room, BATCH_ROOM, round(self.limit / self._slowest)))
+        in_time = 1 + int(self.limit / self._slowest + 0.2) if self._slowest < self.long else 1
+        self.room = min(wanted, 2 * self.room, BATCH_ROOM, in_time)
 
 
 class Worker:
@@ -1333,7 +1336,7 @@ class Worker:
             yield outcome
             # By either clock: only one of them may count while the process, or the host, is stopped.
             age = max(self._since - began, abs(ended - began_at))
-            if age > self._pace.limit or size > CHUNK_SIZE:
+            if age > self._pace.old or size > CHUNK_SIZE:
                 break
         self._since = float("inf")
         if number:
@@ -1341,7 +1344,7 @@ class Worker:
 
     def _watch(self) -> float:
         """Let nothing wait behind a long evaluation; return when to look again, in seconds."""
-        long = 0.75 * self._pace.limit
+        long = self._pace.long
         ran = self._clock() - self._since
         if ran < long:
             return min(long - ran, long)
@@ -1512,7 +1515,9 @@ class Worker:
         """Wait until there is something to claim or to reclaim; False if everything is finished."""
         began, pause, say = self._clock(), 0.02, STILL_WAITING
         while True:
+            looking = self._clock()
             pending, in_progress, lost = self._insist(self._look)
+            took = self._clock() - looking
             if pending or lost:
                 self._looked = -float("inf")
                 return True
@@ -1526,7 +1531,7 @@ class Worker:
             if self._clock() - began >= say:
                 log.warning("waiting for %s", self._insist(self._whom))
                 say *= 2
-            self._signals.let_through(self._sleep, pause)
+            self._signals.let_through(self._sleep, max(pause, min(100 * took, 10 * POLL)))
             pause = min(2 * pause, POLL)
 
     def _look(self) -> tuple[bool, bool, list[Loss]]:

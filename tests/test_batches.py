@@ -191,8 +191,8 @@ def learned(pace: Any, *batches: tuple[float, float, float]) -> list[int]:
 def test_batches_grow_twofold_at_most_up_to_a_cap_in_number_and_in_time() -> None:
     rooms = learned(core.Pace(None), *[(1e-6, 0.0, 0.001)] * 15)
     assert rooms == [min(2**n, core.BATCH_ROOM) for n in range(1, 16)]
-    assert learned(core.Pace(None), *[(0.001, 0.1, 0.1)] * 15)[-1] == core.BATCH / 0.001
-    assert learned(core.Pace(0.4), *[(0.001, 0.1, 0.1)] * 15)[-1] == 0.4 / 4 / 0.001
+    assert learned(core.Pace(None), *[(0.001, 0.1, 0.1)] * 15)[-1] == 1 + core.BATCH / 0.001
+    assert learned(core.Pace(0.4), *[(0.001, 0.1, 0.1)] * 15)[-1] == 1 + 0.4 / 4 / 0.001
 
 
 def test_batches_shrink_at_once_when_evaluations_take_longer() -> None:
@@ -204,7 +204,7 @@ def test_batches_shrink_at_once_when_evaluations_take_longer() -> None:
 
 def test_evaluations_that_outweigh_a_transaction_go_one_by_one_unless_others_queue() -> None:
     assert set(learned(core.Pace(None), *[(0.12, 0.001, 0.05)] * 15)) == {1}
-    assert learned(core.Pace(None), *[(0.1, 0.1, 0.001)] * 15)[-1] == 2
+    assert learned(core.Pace(None), *[(0.1, 0.1, 0.001)] * 15)[-1] == 3
     assert set(learned(core.Pace(None), *[(1.0, 0.5, 0.001)] * 15)) == {1}
 
 
