@@ -115,6 +115,10 @@ JOIN = "INSERT INTO workers (id, host, pid, started) VALUES (:worker, :host, :pi
 LOOKUP_WORKER = "SELECT ended FROM workers WHERE id = :worker"
 LIVE_WORKERS = "SELECT id, host, pid FROM workers WHERE ended IS NULL AND id <> :worker"
 MARK_ENDED = "UPDATE workers SET ended = :ended WHERE id = :worker"
+MARK_ALL_ENDED = """
+    UPDATE workers SET ended = :now WHERE ended IS NULL
+        AND NOT EXISTS (SELECT 1 FROM evals WHERE status = 'pending')
+        AND NOT EXISTS (SELECT 1 FROM evals WHERE status = 'in_progress')"""
 
 # The WHERE of a partial index has to stand here letter for letter, or SQLite scans the table. It believes
 # the index then; with a plus it looks at the row too.
@@ -621,23 +625,30 @@ class Locks:
                 log.warning("no locks on %s (%s): only a timeout reclaims from the dead", self.path, exc)
 
     @contextlib.contextmanager
-    def turn(self, create: bool) -> Iterator[None]:
-        """Wait for our turn among the transactions on this database, of this process and of others.
+    def opened(self, create: bool) -> Iterator[None]:
+        """Keep the other threads of this process out, and the file open."""
+        with self.mutex:
+            self._refresh(create)
+            try:
+                yield
+            finally:
+                if not self._workers:
+                    self._close()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for our turn among the transactions on this database, of all processes.
 
         Only a queue, in which the kernel wakes one after the other where SQLite polls with growing
         sleeps: SQLite's own lock is what keeps transactions apart, so any trouble means going on.
         """
-        with self.mutex:
-            self._refresh(create)
-            queued = self._fd >= 0 and not self._shared and self._enqueue()
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    if queued:
-                        self._unlock(QUEUE)
-                if not self._workers:
-                    self._close()
+        queued = self._fd >= 0 and not self._shared and self._enqueue()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if queued:
+                    self._unlock(QUEUE)
 
     def _enqueue(self) -> bool:
         try:
@@ -759,26 +770,40 @@ def _mount(path: str, table: str = "/proc/self/mounts") -> tuple[bool, str]:
 
 
 class Ticker:
-    """A thread that calls `action` after some seconds, and again after as many as it says, until `stop`."""
+    """A thread that calls `action` after some seconds, and again after as many as it says.
 
-    def __init__(self, action: Callable[[], float]) -> None:
+    Until `stop`; or until it says None and nobody has called `start` meanwhile.
+    """
+
+    def __init__(self, action: Callable[[], float | None]) -> None:
         self._action = action
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
+        self._starting = threading.Lock()
+        self._starts = 0
 
     def start(self, pause: float) -> None:
-        if self._thread is None:
-            self._over = threading.Event()
-            run = threading.Thread(target=self._run, args=(self._over, pause), name="speval", daemon=True)
-            with contextlib.suppress(RuntimeError):  # no more threads are to be had: then it does not tick
-                run.start()
-                self._thread = run
+        with self._starting:
+            self._starts += 1
+            if self._thread is None:
+                self._over = threading.Event()
+                run = threading.Thread(target=self._run, args=(self._over, pause), name="speval", daemon=True)
+                with contextlib.suppress(RuntimeError):  # no more threads are to be had: it does not tick
+                    run.start()
+                    self._thread = run
 
     def _run(self, over: threading.Event, pause: float) -> None:
         if hasattr(signal, "pthread_sigmask"):  # they are to wake the main thread
             signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
         while not over.wait(pause):
-            pause = self._action()
+            starts = self._starts
+            again = self._action()
+            if again is None:
+                with self._starting:
+                    if starts == self._starts and not over.is_set():
+                        self._thread = None
+                        return
+            pause = again or 0.0
 
     def stop(self, patience: float | None = None) -> None:
         """End the thread; wait for what it does just now, at most `patience` seconds."""
@@ -788,22 +813,42 @@ class Ticker:
             thread.join(patience)
 
 
+class Wait:
+    """Something that may take long: what to say of it, since when, and when to say it next."""
+
+    def __init__(self, message: Callable[[], str]) -> None:
+        self.message = message
+        self.began = time.monotonic()
+        self.due = self.began + LONG_WAIT
+
+
+_waits: set[Wait] = set()
+
+
+def _say_what_takes_long() -> float | None:
+    now = time.monotonic()
+    for wait in [wait for wait in list(_waits) if wait.due <= now]:
+        wait.due = 2 * now - wait.began  # at twice the time, four times, and so on
+        log.warning("%s: for %.0f s by now", wait.message(), now - wait.began)
+    return min((wait.due - now for wait in list(_waits)), default=None)
+
+
+_notices = Ticker(_say_what_takes_long)
+
+
 @contextlib.contextmanager
 def _notice(message: Callable[[], str]) -> Iterator[None]:
-    """Say so when the block takes long; from another thread, because this one waits in the kernel."""
-    began = time.monotonic()
+    """Say so when the block takes long; from another thread, because this one waits in the kernel.
 
-    def say() -> float:
-        so_far = time.monotonic() - began
-        log.warning("%s: for %.0f s by now", message(), so_far)
-        return so_far  # at twice the time, four times, and so on
-
-    ticker = Ticker(say)
-    ticker.start(LONG_WAIT)
+    That stays for the next block, until there is none for some time: to start it takes 0.2 ms.
+    """
+    wait = Wait(message)
+    _waits.add(wait)
+    _notices.start(LONG_WAIT)
     try:
         yield
     finally:
-        ticker.stop(0.01)  # not longer: a log handler may wait for the very mutex that we hold
+        _waits.discard(wait)
 
 
 _all_locks: dict[str, Locks] = {}
@@ -827,6 +872,7 @@ def _hold_for_fork() -> None:
     for mutex in mutexes:
         mutex.acquire()
         _held_for_fork.append(mutex)
+    _notices.stop(1.0)  # not longer: a log handler may wait for a mutex that we hold
     _fork_mask.append(mask)
 
 
@@ -897,21 +943,27 @@ class Database:
     @contextlib.contextmanager
     def _transaction(self, begin: str, mode: str) -> Iterator[sqlite3.Connection]:
         writes = begin != "BEGIN"
-        with _not_stopped(), self.locks.turn(create=writes and (mode == "rwc" or os.path.exists(self.path))):
+        create = writes and (mode == "rwc" or os.path.exists(self.path))
+        with _not_stopped(), self.locks.opened(create):
             conn = None
             try:
-                conn = self._connect(mode)
-                self._opened = True
-                if writes:
-                    _patiently(conn, "PRAGMA journal_mode = TRUNCATE")
-                    conn.execute("PRAGMA synchronous = FULL")
-                    _patiently(conn, begin)
-                else:
-                    conn.execute("PRAGMA query_only = ON")
-                    conn.execute(begin)
-                    _patiently(conn, "PRAGMA user_version")  # it is the first read that locks
-                yield conn
-                _patiently(conn, "COMMIT")
+                found = _identity(self.path)
+                conn = self._connect(mode)  # before our turn, and closed after it: that shortens it
+                with self.locks.turn():
+                    if _identity(self.path) != found:  # made, or replaced, meanwhile
+                        conn.close()
+                        conn = self._connect(mode)
+                    self._opened = True
+                    if writes:
+                        _patiently(conn, "PRAGMA journal_mode = TRUNCATE")
+                        conn.execute("PRAGMA synchronous = FULL")
+                        _patiently(conn, begin)
+                    else:
+                        conn.execute("PRAGMA query_only = ON")
+                        conn.execute(begin)
+                        _patiently(conn, "PRAGMA user_version")  # it is the first read that locks
+                    yield conn
+                    _patiently(conn, "COMMIT")
             except (sqlite3.Error, UnicodeDecodeError) as exc:  # the latter for messages of the former
                 raise self._explained(exc) from exc
             finally:
@@ -995,10 +1047,10 @@ def _close(conn: sqlite3.Connection) -> None:
     conn.close()
 
 
-def add_space(db: Database, space: Space, func: str) -> None:
-    """Make sure that the database has the evaluations of `space`; add those that are new.
+def add_space(db: Database, space: Space, func: str) -> bool:
+    """Make sure that the database has the evaluations of `space`; tell whether anything is left to do.
 
-    Atomic: all or none. That it was seen is kept with its fingerprint, so that a further instance
+    Atomic: all or none is added. That it was seen is kept with its fingerprint, so that a further instance
     only has to compare that.
 
     Raises
@@ -1013,15 +1065,23 @@ def add_space(db: Database, space: Space, func: str) -> None:
             )
         with Signals(), db.read() as conn:
             known = db.format(conn) == CURRENT and _is_known(conn, space)
-            first = conn.execute(FIRST_FUNC).fetchall() if known else []
+            if known:
+                first, left = conn.execute(FIRST_FUNC).fetchall(), any(_left(conn))
     else:
         known = False
     if not known:
         with Signals(), db.create() as conn:
-            first = _add_space(db, conn, space, func)
+            first, left = _add_space(db, conn, space, func), any(_left(conn))
     for (name,) in first:
         if name != func:
             log.warning("%s was made for the function %s, now comes %s", db.path, name, func)
+    return left
+
+
+def _left(conn: sqlite3.Connection) -> tuple[bool, bool]:
+    """Tell whether any evaluations are pending, and whether any are in progress."""
+    ((pending, in_progress),) = conn.execute(LEFT).fetchall()
+    return bool(pending), bool(in_progress)
 
 
 def _is_known(conn: sqlite3.Connection, space: Space) -> bool:
@@ -1182,7 +1242,7 @@ def _some(names: list[str]) -> str:
 
 
 LOOK = 5.0  # seconds after which a busy worker looks after the others
-POLL = 0.1  # seconds, at most, between two looks of a waiting one, unless many look: then ten times that
+POLL = 0.1  # seconds, at most, between two looks of a waiting one
 STILL_WAITING = 60.0  # seconds after which a waiting worker says for whom; doubled each time
 
 # The evaluations that run now in this context, the innermost last: path of the database and claim.
@@ -1271,8 +1331,8 @@ class Worker:
         self._looked = -float("inf")
         self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
 
-    def work(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> None:
-        """Claim, evaluate and store until nothing is left; at the end, or when interrupted, release."""
+    def work(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> dict[str, int] | None:
+        """Claim, evaluate and store until nothing is left; at the end, or when interrupted, leave."""
         with self._signals:
             self._db.locks.add(self.id)
             try:
@@ -1283,7 +1343,7 @@ class Worker:
                     self.leave()
                 raise
             else:
-                self.leave()
+                return self.leave()
             finally:
                 self._db.locks.discard(self.id)
 
@@ -1435,23 +1495,34 @@ class Worker:
     def _release(self, conn: sqlite3.Connection, first: int) -> None:
         conn.execute(RELEASE, {"worker": self.id, "first": first, "now": time.time()})
 
-    def leave(self) -> None:
-        """Store what is done, release all other claims and mark the worker as ended, atomically."""
+    def leave(self) -> dict[str, int] | None:
+        """Store what is done, release all other claims and mark the worker as ended, atomically.
+
+        When everything is finished it marks all workers: the others only have to see that. Return the
+        number of evaluations by status, None if it could not be done.
+        """
         self._unwatch()
         if not self._joined:
-            return
+            return None
         try:
+            if not self.done:
+                with self._db.read() as conn:
+                    if conn.execute(LOOKUP_WORKER, {"worker": self.id}).fetchall() not in ([], [(None,)]):
+                        return _count(conn)
             with self._db.write() as conn:
                 self._check_in(conn)
                 stored = finish(conn, self.id, self.done)
                 self._release(conn, -(2**63))
                 conn.execute(MARK_ENDED, {"worker": self.id, "ended": time.time()})
+                conn.execute(MARK_ALL_ENDED, {"now": time.time()})
+                counts = _count(conn)
         except SpevalError as exc:
             log.error("%s", exc)
             for claim, result, error, _, _ in self.done:
                 log.error("not stored: evaluation %s: %s", claim.name, _cut(result or error or "", MAX_ERROR))
-        else:
-            self._log_finished(self.done, stored)
+            return None
+        self._log_finished(self.done, stored)
+        return counts
 
     def _insist(self, action: Callable[[], T]) -> T:
         pause = 1.0
@@ -1491,8 +1562,8 @@ class Worker:
         Stalled: the oldest claim has been the same for `timeout` seconds of our own monotonic clock,
         since we first saw it. Clocks of other hosts may say anything.
         """
-        ((pending, in_progress),) = conn.execute(LEFT).fetchall()
-        settled = self._db.locks.is_settled(bool(in_progress))
+        pending, in_progress = _left(conn)
+        settled = self._db.locks.is_settled(in_progress)
         now = self._clock()
         seen, self._seen = self._seen, {}
         lost = []
@@ -1531,13 +1602,12 @@ class Worker:
             if self._clock() - began >= say:
                 log.warning("waiting for %s", self._insist(self._whom))
                 say *= 2
-            self._signals.let_through(self._sleep, max(pause, min(100 * took, 10 * POLL)))
+            self._signals.let_through(self._sleep, max(pause, 2 * took))  # most of the time, if many look
             pause = min(2 * pause, POLL)
 
     def _look(self) -> tuple[bool, bool, list[Loss]]:
         with self._db.read() as conn:
-            ((pending, in_progress),) = conn.execute(LEFT).fetchall()
-            return bool(pending), bool(in_progress), self._lost(conn)
+            return (*_left(conn), self._lost(conn))
 
     def _whom(self) -> str:
         with self._db.read() as conn:
@@ -1668,12 +1738,10 @@ def speval(
     if db.path in [path for path, _ in _running.get()]:
         raise SpevalError(f"speval() inside func on the same database would wait for itself: {db.path}")
     with contextlib.closing(Space(eval_space)) as space:
-        add_space(db, space, _func_name(func))
-    with Signals(), db.read() as conn:
-        ((pending, in_progress),) = conn.execute(LEFT).fetchall()
-    if pending or in_progress:
-        Worker(db, timeout, max_attempts).work(func, max_failures, wait)
-    counts = count_evals(db.path)
+        left = add_space(db, space, _func_name(func))
+    counts = Worker(db, timeout, max_attempts).work(func, max_failures, wait) if left else None
+    if counts is None:
+        counts = count_evals(db.path)
     if counts["failed"]:
         log.warning(
             "%d of %d evaluations failed: load_evals(%r, 'failed') says why, reset_evals() tries again",

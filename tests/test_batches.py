@@ -212,6 +212,7 @@ def test_who_populates_for_long_says_how_far_it_is(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(core, "LONG_WAIT", 0.001)
+    core._notices.stop()  # it would look again after 10 s
     with pytest.raises(KeyboardInterrupt):
         speval(interrupt, range(100_000), tmp_path / "evals.db")
     assert "read 1000 evaluations of the space by now" in caplog.text

@@ -251,7 +251,7 @@ module = importlib.import_module("speval.speval")
 module.LONG_WAIT = 0.05
 db = module.Database("evals.db")
 if sys.argv[1] == "holder":
-    with db.locks.turn(create=True):
+    with db.locks.opened(create=True), db.locks.turn():
         note("held")
         wait_for("go")
 else:

@@ -49,8 +49,8 @@ def function(kind: str, amount: str = "0") -> Callable[[Any], Any]:
 
 
 def spin(number: int) -> None:
-    for _ in range(number):
-        pass
+    """Compute for a time that is the same in every process, which that of a loop in Python is not."""
+    pow(3, 1 << number, (1 << 4423) - 1)
 
 
 def enter(path: str, size: str, kind: str = "", amount: str = "") -> tuple[float, float, int]:

@@ -132,14 +132,13 @@ def size() -> Iterator[Row]:
 
 
 def ideal() -> Iterator[Row]:
-    loops = 100_000
-    once = race(1, "bare", 20, "spin", loops)[0] / 20
-    spins = int(loops * 0.01 / once)
+    squarings = 1000
+    squarings = int(squarings * 0.01 / (race(1, "bare", 20, "spin", squarings)[0] / 20))
     shares: dict[str, list[float]] = {}
     for what, number, kind, amount, each, asked in [
-        ("1 ms of sleep, 8 workers", 8, "sleep", "0.001", 3000, ">= 0.9"),
-        ("10 ms of CPU, 2 workers", 2, "spin", str(spins), 350, ">= 0.97"),
-        ("100 ms of sleep, 128 workers", 128, "sleep", "0.1", 100, ">= 0.95"),
+        ("1 ms of sleep, 8 workers", 8, "sleep", "0.001", 6000, ">= 0.9"),
+        ("10 ms of CPU, 2 workers", 2, "spin", str(squarings), 1000, ">= 0.97"),
+        ("100 ms of sleep, 128 workers", 128, "sleep", "0.1", 600, ">= 0.95"),
     ]:
         copies = Copies(number * scaled(each))
         for _ in range(ROUNDS):
