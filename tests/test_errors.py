@@ -272,6 +272,30 @@ def test_a_full_disk_is_waited_out_and_no_result_is_lost(sandbox: Sandbox, small
     assert sorted(sandbox.calls()) == [str(x) for x in range(10)]
 
 
+def test_what_the_watchdog_cannot_store_on_a_full_disk_is_stored_when_there_is_room(
+    sandbox: Sandbox, small_disk: pathlib.Path
+) -> None:
+    script = """
+def func(x):
+    note(x)
+    if x == 600:  # in the middle of a batch, and long enough for the watchdog to try
+        with contextlib.suppress(OSError), open("disk/ballast", "wb", 0) as ballast:
+            while True:
+                ballast.write(bytes(1024))
+        time.sleep(1)
+    return x
+
+speval(func, range(1000), "disk/evals.db")
+"""
+    instance = sandbox.start("import contextlib\n" + script)
+    assert instance.stdout is not None
+    assert "is the disk full, or a quota?" in instance.stdout.readline()
+    (small_disk / "ballast").unlink()
+    sandbox.end(instance)
+    assert [row["result"] for row in load_evals(small_disk / "evals.db")] == list(range(1000))
+    assert sorted(map(int, sandbox.calls())) == list(range(1000))
+
+
 def test_an_interrupt_ends_the_wait_for_a_full_disk_and_says_what_is_lost(
     sandbox: Sandbox, small_disk: pathlib.Path
 ) -> None:

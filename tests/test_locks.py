@@ -244,26 +244,66 @@ def test_locks_say_what_they_are_and_have_the_mode_of_the_database(sandbox: Sand
     assert locks.read_bytes().startswith(b"Locks of the speval database beside this file; do not delete")
 
 
-def test_who_holds_up_everybody_is_named(sandbox: Sandbox) -> None:
-    script = """
-import importlib, sqlite3
+HOLDS_UP = """
+import importlib, warnings
 module = importlib.import_module("speval.speval")
 module.LONG_WAIT = 0.05
-db = module.Database("evals.db")
-if sys.argv[1] == "holder":
+if sys.argv[1:] == ["holder"]:
+    db = module.Database("evals.db")
     with db.locks.opened(create=True), db.locks.turn():
         note("held")
         wait_for("go")
-else:
-    note(speval(lambda x: x, [0], "evals.db"))
+    sys.exit()
 """
-    holder = sandbox.start(script, "holder")
+
+
+def test_who_holds_up_everybody_is_named(sandbox: Sandbox) -> None:
+    holder = sandbox.start(HOLDS_UP, "holder")
     until(sandbox.calls)
-    instance = sandbox.start(script, "waiter")
+    instance = sandbox.start(HOLDS_UP + 'speval(lambda x: x, [0], "evals.db")')
     assert instance.stdout is not None
     assert f"which process {holder.pid} on {os.uname().nodename} holds" in instance.stdout.readline()
     sandbox.touch("go")
     sandbox.end(instance)
+
+
+def test_a_database_replaced_while_its_queue_is_long_is_not_written_to_any_more(sandbox: Sandbox) -> None:
+    for name in ("evals.db", "other.db"):
+        sandbox.run(f'speval(lambda x: x, [0], "{name}")')
+    holder = sandbox.start(HOLDS_UP, "holder")
+    until(sandbox.calls)
+    instance = sandbox.start(HOLDS_UP + 'print(speval(lambda x: -x, [0, 1], "evals.db"))')
+    assert instance.stdout is not None
+    assert "holds: for" in instance.stdout.readline()
+    os.replace(sandbox.path / "other.db", sandbox.db)
+    sandbox.touch("go")
+    sandbox.end(instance)
+    sandbox.end(holder)
+    assert sandbox.column("result") == [0, -1]
+
+
+def test_an_evaluation_may_fork_after_a_long_wait_without_other_threads(sandbox: Sandbox) -> None:
+    script = """
+def func(x):
+    note(len(os.listdir("/proc/self/task")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a fork with several threads, since Python 3.12
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+    os.waitpid(child, 0)
+    return len(os.listdir("/proc/self/task"))
+
+speval(func, [0], "evals.db")
+"""
+    sandbox.start(HOLDS_UP, "holder")
+    until(sandbox.calls)
+    instance = sandbox.start(HOLDS_UP + script)
+    assert instance.stdout is not None
+    assert "holds: for" in instance.stdout.readline()
+    sandbox.touch("go")
+    sandbox.end(instance)
+    assert sandbox.column("result") == [1]
 
 
 def test_a_database_that_somebody_else_locks_is_waited_for(sandbox: Sandbox) -> None:

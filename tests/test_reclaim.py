@@ -150,6 +150,30 @@ def test_a_claim_by_nobody_known_is_taken_over(sandbox: Sandbox) -> None:
     assert sandbox.column("status") == ["completed"] * 2
 
 
+def test_who_is_marked_as_ended_at_the_end_and_gets_new_evaluations_keeps_them(sandbox: Sandbox) -> None:
+    script = """
+import importlib
+module = importlib.import_module("speval.speval")
+speval(lambda x: x, range(2), "evals.db")
+
+db = module.Database("evals.db")
+workers = [module.Worker(db, None, 3) for _ in range(3)]
+for worker in workers:
+    db.locks.add(worker.id)
+    worker.exchange(1)
+workers[0].leave()
+reset_evals("evals.db", "completed")
+workers[1].exchange(1)
+workers[2].exchange(2)
+print([claim.name for claim in workers[2].todo])
+print([e["status"] for e in load_evals("evals.db")])
+"""
+    assert sandbox.run(script).splitlines() == ["['1']", str(["in_progress"] * 2)]
+    conn = sqlite3.connect(sandbox.db)
+    assert conn.execute("SELECT count(*) FROM workers WHERE ended IS NULL").fetchall() == [(2,)]
+    conn.close()
+
+
 def test_a_waiting_worker_says_for_whom(sandbox: Sandbox) -> None:
     first = sandbox.start(HANGS_ONCE + 'speval(func, [7], "evals.db")')
     until(sandbox.calls)

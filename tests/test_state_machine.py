@@ -151,8 +151,11 @@ class Sweep(RuleBasedStateMachine):
         for evaluation in self.held_by(actor):
             evaluation.status, evaluation.holder = "pending", None
         actor.worker.done = outcomes
-        actor.worker.leave()
-        actor.ended = True
+        counts = collections.Counter(evaluation.status for evaluation in self.evals)
+        assert actor.worker.leave() in ({status: counts[status] for status in core.STATUSES}, None)
+        finished = not counts["pending"] and not counts["in_progress"]
+        for other in self.actors:
+            other.ended |= other is actor or (finished and actor.joined)
         self.replace(actor)
 
     @rule(who=picks)
@@ -211,7 +214,7 @@ class Sweep(RuleBasedStateMachine):
             self.expect_release(actor, int(actor.worker.todo[0].name))
         if self.now > actor.looked:
             self.expect_look(actor)
-        actor.joined = True
+        actor.joined, actor.ended = True, False
         expected = self.expect_claims(actor, self.share(room))
         actor.worker.done = outcomes
         actor.worker.exchange(room)
