@@ -1720,9 +1720,9 @@ def speval(
     Notes
     -----
     Evaluations are finished in the same transaction in which the next are claimed; after that no crash
-    takes their results back. Short ones are claimed in batches of at most 0.2 s of work, which is what
-    a crash costs. KeyboardInterrupt, SystemExit, SIGTERM and SIGHUP store what is finished,
-    release what is not, and then go their way.
+    takes their results back. Short ones are claimed in batches that begin within 0.2 s, which is what
+    a crash costs beside the evaluation that runs. KeyboardInterrupt, SystemExit, SIGTERM and SIGHUP store
+    what is finished, release what is not, and then go their way.
 
     Examples
     --------
