@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from typing import Any
 
 from measures import ALL, figures
 from processes import HERE, PACKAGE, directory, gaps, ms
@@ -26,40 +27,54 @@ def conditions() -> str:
             file.write(bytes(4096))
             os.fsync(file.fileno())
             times.append(time.monotonic())
+    release = platform.release().split("-")[0]
     return (
-        f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f};"
+        f"{platform.system()} {release}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f};"
         f" {kind.stdout.strip()}, fsync of 4 KiB {ms(gaps(times, times[0], times[-1]))};"
         f" {platform.python_implementation()} {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     )
 
 
-def keep() -> None:
-    """Add the figures to those that are kept, and draw what they show."""
+def keep(name: str, rows: list[tuple[str, str, str]], where: str) -> None:
+    """Add a measurement to those that are kept, write the table of all, and draw what it shows."""
     path = HERE / "figures.json"
-    kept = {**(json.loads(path.read_text()) if path.exists() else {}), **json.loads(json.dumps(figures))}
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept[name] = {"where": where, "rows": rows, "figures": figures.get(name)}
     path.write_text(json.dumps(kept) + "\n")
-    try:
-        import plots
-    except ImportError as exc:
-        print(f"nothing is drawn: {exc}")
-    else:
-        for name in figures:
-            plots.draw(name, kept[name], HERE / f"{name}.png")
+    if name in figures:
+        try:
+            import plots
+        except ImportError as exc:
+            print(f"nothing is drawn: {exc}")
+        else:
+            plots.draw(name, json.loads(json.dumps(figures[name])), HERE / f"{name}.png")
+    (HERE / "RESULTS.rst").write_text(table(kept))
+
+
+def table(kept: dict[str, Any]) -> str:
+    lines = ["Results", "=======", "", "Written by ``run.py``; README.rst says what each figure means.", ""]
+    for name in (measure.__name__ for measure in ALL if measure.__name__ in kept):
+        its = kept[name]
+        lines += [name, "-" * len(name), "", its["where"], "", "::", ""]
+        lines += [f"    {what:56} {figure:44} {asked}".rstrip() for what, figure, asked in its["rows"]]
+        lines += [""] + ([f".. image:: {name}.png", ""] if its["figures"] else [])
+    return "\n".join(lines)
 
 
 def main(names: list[str]) -> None:
     try:
         shutil.copytree(HERE.parents[1] / "speval", PACKAGE / "speval")
         compileall.compile_dir(PACKAGE, quiet=1, force=True)  # as pip does
-        print(conditions())
+        where = conditions()
+        print(where)
         for measure in ALL:
             if not names or measure.__name__ in names:
-                began = time.monotonic()
-                for what, figure, asked in measure():
-                    print(f"{measure.__name__:10} {what:52} {figure:44} {asked}", flush=True)
+                began, rows = time.monotonic(), []
+                for row in measure():
+                    rows.append(row)
+                    print(f"{measure.__name__:10} {row[0]:56} {row[1]:44} {row[2]}", flush=True)
                 print(f"{measure.__name__:10} took {time.monotonic() - began:.0f} s", flush=True)
-                keep()
-                figures.clear()
+                keep(measure.__name__, rows, where)
     finally:
         shutil.rmtree(directory)
 
