@@ -389,6 +389,8 @@ def _args_to_json(name: str, args: Any) -> str:
 
 
 INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+MORE = ("SIGALRM", "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGPROF")  # for which users have handlers
+HANDLED = [*INTERRUPTS, *(getattr(signal, name) for name in MORE if hasattr(signal, name))]
 
 
 class _Terminated(BaseException):
@@ -417,7 +419,8 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
 
     def __init__(self) -> None:
         self.handlers: dict[int, Any] = {}
-        self._held: list[int] = []
+        self._held: list[int] = []  # to be heeded when they are let through
+        self._heeded: list[int] = []  # they have raised, and are yet to end the process
         self._open = self._over = False
 
     def __enter__(self) -> Signals:
@@ -438,12 +441,14 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         if self._over:  # somebody kept this handler, and put it back too late
             signal.signal(signum, handler)
             signal.raise_signal(signum)
-        elif (not self._open or _is_forking(frame)) and signum not in self._held:
+        elif self._open and _is_forking(frame):  # what it raises would be lost there
+            _send_again(signum)
+        elif not self._open and signum not in self._held:
             self._held.append(signum)
         elif callable(handler):
             handler(signum, frame)
         elif self._open:
-            self._held.append(signum)
+            self._heeded.append(signum)
             Signals.terminated = True
             raise _Terminated
         else:
@@ -479,8 +484,19 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
     def __exit__(self, *exc_info: object) -> None:
         self._over, self._open = True, False
         self._restore()
-        for signum in sorted(self._held, key=lambda signum: signum == signal.SIGINT):
+        for signum in sorted({*self._held, *self._heeded}, key=lambda signum: signum == signal.SIGINT):
             signal.raise_signal(signum)
+
+
+def _send_again(signum: int) -> None:
+    """Send a signal to this process in a moment, when the fork in which it came is over."""
+
+    def send() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # not to this thread
+        time.sleep(0.01)
+        os.kill(os.getpid(), signum)
+
+    threading.Thread(target=send, name="speval", daemon=True).start()
 
 
 def _give_up_handlers() -> None:
@@ -524,12 +540,14 @@ class Locks:
     as soon as anything in the process opens and closes the file; POSIX locks elsewhere; none on Windows
     and on file systems without locks: then `blind` is true.
 
-    One object a database and process, shared by its threads; `mutex` keeps their transactions apart.
+    One object a database and process, shared by its threads; `mutex` keeps their transactions apart, and
+    `busy` says that one is under way.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path + "-lock"
         self.mutex = threading.RLock()
+        self.busy = False
         self.blind = fcntl is None
         self._database = path
         self._workers: set[int] = set()
@@ -628,12 +646,22 @@ class Locks:
     def opened(self, create: bool) -> Iterator[None]:
         """Keep the other threads of this process out, and the file open."""
         with self.mutex:
-            self._refresh(create)
+            was_busy, self.busy = self.busy, True
             try:
+                self._refresh(create)
                 yield
             finally:
+                self.busy = was_busy
                 if not self._workers:
                     self._close()
+
+    @property
+    def are_sure(self) -> bool:
+        """The queue keeps the transactions of all instances apart, whatever `func` does meanwhile.
+
+        SQLite's own locks do not: they are lost when `func` opens and closes the database as a file.
+        """
+        return fcntl is None or (self._ofd and not self._shared and self._fd >= 0)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -732,6 +760,7 @@ class Locks:
         self._close()
         self._workers.clear()
         self._me = _me()
+        self.busy = False
         self.mutex = threading.RLock()  # of the old one, another thread may be the owner
 
 
@@ -779,13 +808,13 @@ class Ticker:
         self._action = action
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
         self._starts = 0
 
     def start(self, pause: float) -> None:
         with self._starting:
             self._starts += 1
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._over = threading.Event()
                 run = threading.Thread(target=self._run, args=(self._over, pause), name="speval", daemon=True)
                 with contextlib.suppress(RuntimeError):  # no more threads are to be had: it does not tick
@@ -794,7 +823,7 @@ class Ticker:
 
     def _run(self, over: threading.Event, pause: float) -> None:
         if hasattr(signal, "pthread_sigmask"):  # they are to wake the main thread
-            signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+            signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         while not over.wait(pause):
             starts = self._starts
             again = self._action()
@@ -807,8 +836,9 @@ class Ticker:
 
     def stop(self, patience: float | None = None) -> None:
         """End the thread; wait for what it does just now, at most `patience` seconds."""
-        thread, self._thread = self._thread, None
-        self._over.set()
+        with self._starting:
+            thread, self._thread = self._thread, None
+            self._over.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(patience)
 
@@ -865,15 +895,15 @@ def _hold_for_fork() -> None:
     is no short one, so its batch ends. Signals wait too: what they raise here is lost, and one that
     reaches the child before that is ready, Python forgets.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    _fork_mask.append(signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED))
     for worker in list(_in_batches):
-        worker.end_batch()
+        with contextlib.suppress(BaseException):  # of a log handler, say; Python drops it anyway
+            worker.end_batch()
     mutexes: list[Any] = [_forking, *(locks.mutex for locks in list(_all_locks.values()))]
     for mutex in mutexes:
         mutex.acquire()
         _held_for_fork.append(mutex)
     _notices.stop(1.0)  # not longer: a log handler may wait for a mutex that we hold
-    _fork_mask.append(mask)
 
 
 def _is_forking(frame: types.FrameType | None) -> bool:
@@ -890,6 +920,10 @@ def _release_after_fork() -> None:
     _fork_mask.clear()
     for mutex in mutexes:
         mutex.release()
+    if masks and hasattr(signal, "sigtimedwait"):
+        for signum in signal.sigpending() & set(HANDLED):  # what their handlers raise would be lost here
+            if signal.sigtimedwait([signum], 0) is not None:
+                _send_again(signum)
     for mask in masks:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -897,6 +931,7 @@ def _release_after_fork() -> None:
 def _forget_after_fork() -> None:
     for locks in _all_locks.values():
         locks.forget()
+    _in_batches.clear()
     _give_up_handlers()
     _release_after_fork()
 
@@ -914,7 +949,7 @@ class Database:
     """The evaluations in one sqlite3 file. Each transaction opens it and closes it again.
 
     So no connection is open while `func` runs, and nothing that `func` does to descriptors or by
-    forking can hurt the database.
+    forking can hurt the database. But for that of a watchdog, which works only where `Locks.are_sure`.
     """
 
     def __init__(self, fname: str | os.PathLike[str]) -> None:
@@ -1266,6 +1301,8 @@ class Pace:
         Seconds in which all of a batch should be done, or begun if they are long.
     old : float
         Seconds after which the rest of a batch is given back.
+    stale : float
+        Seconds after its claim from which on a batch may be somebody else's.
     long : float
         Seconds after which nothing is to wait for an evaluation any more.
     """
@@ -1274,6 +1311,7 @@ class Pace:
         self.room = 1
         self.limit = BATCH if timeout is None else min(BATCH, timeout / 4)
         self.old, self.long = 1.25 * self.limit, 0.75 * self.limit
+        self.stale = float("inf") if timeout is None else timeout / 2
         self._slowest = self._waiting = self._writing = 0.0
 
     def learn(self, number: int, seconds: float, waiting: float, writing: float) -> None:
@@ -1285,6 +1323,10 @@ class Pace:
         wanted = 1 + int(cost / (SHARE * self._slowest))
         in_time = 1 + int(self.limit / self._slowest + 0.2) if self._slowest < self.long else 1
         self.room = min(wanted, 2 * self.room, BATCH_ROOM, in_time)
+
+    def shrink(self) -> None:
+        """Take in that a batch was stale before anything of it was evaluated."""
+        self.room = max(1, self.room // 2)
 
 
 class Worker:
@@ -1323,7 +1365,10 @@ class Worker:
         self._sleep = sleep
         self._pace = Pace(timeout)
         self._cost = (0.0, 0.0)  # seconds of the last transaction: waiting for it, writing
+        self._running: Claim | None = None
         self._since = float("inf")  # when the evaluation of a batch began that runs now
+        self._claimed = (0.0, 0.0)  # when the batch was claimed, by our clock and by the wall's
+        self._is_unsure = False  # a transaction failed, and may have been stored all the same
         self._watchdog = Ticker(self._watch)
         self._signals = Signals()
         self._pid = os.getpid()
@@ -1351,8 +1396,8 @@ class Worker:
         evaluated = failed = 0
         while True:
             self._signals.renew()
-            self._insist(lambda: self.exchange(self._room()))
-            if not self.todo and not (wait and self._wait()):
+            claimed = self._insist(lambda: self.exchange(self._room()))
+            if not claimed and not (wait and self._wait()):
                 return
             for outcome in self._evaluate_batch(func):
                 evaluated += 1
@@ -1372,17 +1417,22 @@ class Worker:
 
     def _evaluate_batch(self, func: Callable[[Any], Any]) -> Iterator[Outcome]:
         """Evaluate what is claimed, until it is old, or the watchdog has given the rest back."""
-        if len(self.todo) > 1:
+        if len(self.todo) > 1 and self._db.locks.are_sure:
             _in_batches.add(self)
             self._watchdog.start(self._pace.limit)
         else:
             self._unwatch()
         number = size = 0
-        began = self._since = self._clock()
-        began_at = ended = time.time()
+        began, began_at = self._clock(), time.time()
+        # By either clock, here and below: only one may count while the process, or the host, is stopped.
+        fresh = self._pace.stale - max(began - self._claimed[0], abs(began_at - self._claimed[1]))
+        if fresh < 0 and len(self.todo) > 1:
+            self._pace.shrink()
+            return
+        self._since, ended = began, began_at
         while self.todo:
             try:
-                claim = self.todo.popleft()
+                self._running = claim = self.todo.popleft()
             except IndexError:  # the watchdog was quicker
                 break
             started = ended
@@ -1394,9 +1444,8 @@ class Worker:
             number += 1
             size += len(result or error or "")
             yield outcome
-            # By either clock: only one of them may count while the process, or the host, is stopped.
             age = max(self._since - began, abs(ended - began_at))
-            if age > self._pace.old or size > CHUNK_SIZE:
+            if age > min(self._pace.old, fresh) or size > CHUNK_SIZE:
                 break
         self._since = float("inf")
         if number:
@@ -1404,21 +1453,24 @@ class Worker:
 
     def _watch(self) -> float:
         """Let nothing wait behind a long evaluation; return when to look again, in seconds."""
-        long = self._pace.long
-        ran = self._clock() - self._since
+        long, since = self._pace.long, self._since
+        ran = self._clock() - since
         if ran < long:
             return min(long - ran, long)
         if self.todo or self.done:
             try:
-                self.exchange(0)
+                self.exchange(0, since)
             except SpevalError:  # the loop meets it too, and says so
                 return LOOK
         return long
 
     def end_batch(self) -> None:
-        """Store what is finished, and release what is not started."""
-        self._unwatch()
-        if self.todo:
+        """Store what is finished, and release what is not started, before something forks."""
+        _in_batches.discard(self)
+        self._watchdog.stop(1.0)  # not longer: it may wait for a log handler that forks
+        with self._db.locks.mutex:
+            nested = self._db.locks.busy  # a handler of a signal, in a transaction of this thread
+        if self.todo and not nested:
             with contextlib.suppress(SpevalError):  # the loop meets it too, and says so
                 self.exchange(0)
 
@@ -1449,29 +1501,37 @@ class Worker:
         if os.getpid() != self._pid:
             raise SpevalError("func came back in a process that it forked: end that with os._exit()") from exc
 
-    def exchange(self, room: int) -> None:
+    def exchange(self, room: int, since: float | None = None) -> int:
         """Store what is done, release what is not started, and claim up to `room` evaluations, atomically.
 
-        Also called by the watchdog, with no room.
+        Return how many were claimed. Also called by the watchdog, with no room, and only for as long as
+        the evaluation runs that began at `since`.
+
+        After an error it may have been stored, or not: so what is not started is not evaluated, and the
+        next time all that the worker holds is released first.
         """
         began = self._clock()
         said: list[str] = []
         with self._db.locks.mutex:
+            if since not in (None, self._since):
+                return 0
             outcomes, unstarted = self.done[:], self._unstarted()
-            try:
-                with self._db.write() as conn:
-                    waiting = self._clock() - began
-                    self._check_in(conn)
-                    stored = finish(conn, self.id, outcomes)
-                    if unstarted:
-                        self._release(conn, unstarted[0].id)
-                    if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
-                        said = reclaim(conn, self._lost(conn), self._max_attempts)
-                        self._looked = self._clock()
-                    claims = claim(conn, self.id, room)
-            except BaseException:
-                self.todo.extend(unstarted)
-                raise
+            was_unsure, self._is_unsure = self._is_unsure, True
+            with self._db.write() as conn:
+                waiting = self._clock() - began
+                self._check_in(conn)
+                stored = finish(conn, self.id, outcomes)
+                if was_unsure and room:
+                    self._release(conn, -(2**63))
+                elif unstarted:
+                    self._release(conn, unstarted[0].id)
+                if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
+                    said = reclaim(conn, self._lost(conn), self._max_attempts)
+                    self._looked = self._clock()
+                claims = claim(conn, self.id, room)
+                if room:
+                    self._claimed = self._clock(), time.time()
+            self._is_unsure = was_unsure and not room
             self._joined = True
             del self.done[: len(outcomes)]
             self.todo.extend(claims)
@@ -1483,6 +1543,7 @@ class Worker:
         if log.isEnabledFor(logging.INFO):
             for taken in claims:
                 log.info("claimed evaluation %s, attempt %s", taken.name, taken.attempt)
+        return len(claims)
 
     def _unstarted(self) -> list[Claim]:
         """Take back what is not started. From the right: so the loop starts none behind the first of it."""
@@ -1512,7 +1573,7 @@ class Worker:
             with self._db.write() as conn:
                 self._check_in(conn)
                 stored = finish(conn, self.id, self.done)
-                self._release(conn, -(2**63))
+                said = self._give_up_claims(conn)
                 conn.execute(MARK_ENDED, {"worker": self.id, "ended": time.time()})
                 conn.execute(MARK_ALL_ENDED, {"now": time.time()})
                 counts = _count(conn)
@@ -1521,8 +1582,19 @@ class Worker:
             for claim, result, error, _, _ in self.done:
                 log.error("not stored: evaluation %s: %s", claim.name, _cut(result or error or "", MAX_ERROR))
             return None
+        for line in said:
+            log.warning("%s", line)
         self._log_finished(self.done, stored)
         return counts
+
+    def _give_up_claims(self, conn: sqlite3.Connection) -> list[str]:
+        """Release all claims; but one that was interrupted only after the timeout is a loss."""
+        ran = self._clock() - self._since
+        if self._timeout is None or self._running is None or ran < self._timeout:
+            self._release(conn, -(2**63))
+            return []
+        self._release(conn, self._running.id + 1)
+        return reclaim(conn, [Loss(self.id, _me().decode().strip(), STALLED)], self._max_attempts)
 
     def _insist(self, action: Callable[[], T]) -> T:
         pause = 1.0
@@ -1720,8 +1792,8 @@ def speval(
     Notes
     -----
     Evaluations are finished in the same transaction in which the next are claimed; after that no crash
-    takes their results back. Short ones are claimed in batches that begin within 0.2 s, which is what
-    a crash costs beside the evaluation that runs. KeyboardInterrupt, SystemExit, SIGTERM and SIGHUP store
+    takes their results back. Short ones are claimed in batches that begin within 0.2 s; a crash costs the
+    batch, beside the evaluation that runs. KeyboardInterrupt, SystemExit, SIGTERM and SIGHUP store
     what is finished, release what is not, and then go their way.
 
     Examples
@@ -1739,9 +1811,11 @@ def speval(
         raise SpevalError(f"speval() inside func on the same database would wait for itself: {db.path}")
     with contextlib.closing(Space(eval_space)) as space:
         left = add_space(db, space, _func_name(func))
-    counts = Worker(db, timeout, max_attempts).work(func, max_failures, wait) if left else None
-    if counts is None:
-        counts = count_evals(db.path)
+    counts = None if left else count_evals(db.path)
+    # Again, if somebody else extended the space at the very end.
+    while counts is None or (wait and counts["pending"] + counts["in_progress"]):
+        worker = Worker(db, timeout, max_attempts)
+        counts = worker.work(func, max_failures, wait) or count_evals(db.path)
     if counts["failed"]:
         log.warning(
             "%d of %d evaluations failed: load_evals(%r, 'failed') says why, reset_evals() tries again",
