@@ -51,12 +51,13 @@ import importlib, sqlite3
 core = importlib.import_module("speval.speval")
 really = core._patiently
 failures = 1
+called = False
 
 def patiently(conn, statement):
     global failures
     really(conn, statement)
     in_main = threading.current_thread() is threading.main_thread()
-    if statement == "COMMIT" and in_main == IN_MAIN and failures and os.path.exists("calls"):
+    if statement == "COMMIT" and in_main == IN_MAIN and failures and called:
         failures -= 1
         note("error")
         exc = sqlite3.OperationalError("disk I/O error")
@@ -64,6 +65,8 @@ def patiently(conn, statement):
         raise exc
 
 def func(x):
+    global called
+    called = True
     note(x)
     time.sleep(0.2 if x % 200 == 150 else 0.001)
     return x
@@ -75,16 +78,13 @@ speval(func, range(600), "evals.db")
 
 @pytest.mark.parametrize("in_main", [True, False])
 def test_a_commit_that_fails_though_it_was_stored_costs_nothing(sandbox: Sandbox, in_main: bool) -> None:
-    instances = [
-        sandbox.start(FAILING_COMMIT.replace("IN_MAIN", str(in_main))),
-        sandbox.start(FAILING_COMMIT.replace("failures = 1", "failures = 0").replace("IN_MAIN", "None")),
-    ]
-    for instance in instances:
+    script = FAILING_COMMIT.replace("IN_MAIN", str(in_main))
+    for instance in [sandbox.start(script) for _ in range(2)]:
         sandbox.end(instance)
     assert count_evals(sandbox.db) == ALL
     assert sandbox.column("losses") == [0] * 600
     calls = collections.Counter(sandbox.calls())
-    assert calls.pop("error") == 1
+    assert calls.pop("error") >= 1
     assert set(calls.values()) == {1}
 
 
