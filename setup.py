@@ -18,6 +18,7 @@ setup(
     package_data={"speval": ["py.typed"]},
     python_requires=">=3.9",
     install_requires=[],
+    entry_points={"console_scripts": ["speval = speval.cli:main"]},
     extras_require={
         "test": ["pytest", "hypothesis", "coverage>=7.10", "numpy", "matplotlib", "ruff", "mypy"],
     },

@@ -24,6 +24,7 @@ import contextlib
 import contextvars
 import errno
 import functools
+import importlib
 import json
 import logging
 import os
@@ -114,6 +115,7 @@ LOOKUP_EVAL = "SELECT id, args FROM evals WHERE name = :name"
 JOIN = "INSERT INTO workers (id, host, pid, started) VALUES (:worker, :host, :pid, :now)"
 LOOKUP_WORKER = "SELECT ended FROM workers WHERE id = :worker"
 LIVE_WORKERS = "SELECT id, host, pid FROM workers WHERE ended IS NULL AND id <> :worker"
+LIVE_WORKERS_SINCE = "SELECT id, host, pid, started FROM workers WHERE ended IS NULL ORDER BY started"
 MARK_ENDED = "UPDATE workers SET ended = :ended WHERE id = :worker"
 MARK_ALL_ENDED = """
     UPDATE workers SET ended = :now WHERE ended IS NULL
@@ -555,7 +557,7 @@ class Locks:
         self._fd = -1
         self._identity: tuple[int, int] | None = None
         self._ofd = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
-        self._shared, local = _mount(path)
+        _, self._shared, local = _mount(path)
         if local:
             log.warning(
                 "%s is on a mount whose locks are local to each host (%s): instances on several hosts will"
@@ -785,8 +787,8 @@ def _host() -> str:
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "localhost")
 
 
-def _mount(path: str, table: str = "/proc/self/mounts") -> tuple[bool, str]:
-    """Tell whether `path` is on a network mount, and the option that keeps its locks local, or ''."""
+def _mount(path: str, table: str = "/proc/self/mounts") -> tuple[str, bool, str]:
+    """Return the kind of mount of `path`, whether it is a network's, and what keeps its locks local."""
     best, kind, options = "", "", ""
     with contextlib.suppress(OSError), open(table, errors="surrogateescape") as lines:
         for line in lines:
@@ -795,7 +797,7 @@ def _mount(path: str, table: str = "/proc/self/mounts") -> tuple[bool, str]:
             if path.startswith(point) and len(point) >= len(best):
                 best, kind, options = point, its_kind, its_options
     network = kind.startswith(NETWORK_MOUNTS)
-    return network, next((o for o in options.split(",") if network and o in LOCAL_LOCKS), "")
+    return kind, network, next((o for o in options.split(",") if network and o in LOCAL_LOCKS), "")
 
 
 class Ticker:
@@ -883,6 +885,7 @@ def _notice(message: Callable[[], str]) -> Iterator[None]:
 
 _all_locks: dict[str, Locks] = {}
 _in_batches: set[Worker] = set()
+_tickers: set[Ticker] = set()
 _forking = threading.Lock()
 _fork_mask: list[Any] = []
 _held_for_fork: list[Any] = []
@@ -899,6 +902,8 @@ def _hold_for_fork() -> None:
     for worker in list(_in_batches):
         with contextlib.suppress(BaseException):  # of a log handler, say; Python drops it anyway
             worker.end_batch()
+    for ticker in list(_tickers):
+        ticker.stop(1.0)
     mutexes: list[Any] = [_forking, *(locks.mutex for locks in list(_all_locks.values()))]
     for mutex in mutexes:
         mutex.acquire()
@@ -920,6 +925,8 @@ def _release_after_fork() -> None:
     _fork_mask.clear()
     for mutex in mutexes:
         mutex.release()
+    for ticker in list(_tickers):
+        ticker.start(0.0)
     if masks and hasattr(signal, "sigtimedwait"):
         for signum in signal.sigpending() & set(HANDLED):  # what their handlers raise would be lost here
             if signal.sigtimedwait([signum], 0) is not None:
@@ -931,6 +938,7 @@ def _release_after_fork() -> None:
 def _forget_after_fork() -> None:
     for locks in _all_locks.values():
         locks.forget()
+    _tickers.clear()
     _in_batches.clear()
     _give_up_handlers()
     _release_after_fork()
@@ -1737,9 +1745,11 @@ def speval(
     evals_fname: str | os.PathLike[str],
     timeout: float | None = None,
     *,
+    n_jobs: int = 1,
     max_attempts: int = 3,
     max_failures: int | None = 10,
     wait: bool = True,
+    progress: bool = False,
 ) -> dict[str, int]:
     """Evaluate `func` for each of the arguments in `eval_space`, together with all other instances.
 
@@ -1761,15 +1771,25 @@ def speval(
         File name of the sqlite3 database. Missing directories are made.
     timeout : float, optional
         Seconds, > 0, after which an evaluation is presumed stalled and given to another worker. By
-        default none ever is: death of a process is noticed without it.
+        default none ever is: death of a process is noticed without it. A worker process of `n_jobs` that
+        is past it is ended, by SIGTERM and 2 s later SIGKILL, and replaced.
+    n_jobs : int
+        Number of worker processes on this host, >= 1; -1: one for each CPU that this process may use, by
+        its affinity and the quota of its cgroup. With 1, the default, this process evaluates; otherwise
+        it only starts the others, by a fork on Linux, replaces those that die, and ends them all before
+        it ends itself.
     max_attempts : int
         Number, >= 1, of deaths or timeouts after which an evaluation is failed. With 1, each is claimed
         alone, because a death takes the batch along.
     max_failures : int, optional
-        If the first so many evaluations, >= 1, of this instance all fail, it stops. None: never.
+        If the first so many evaluations, >= 1, of this instance, or of one of its worker processes, all
+        fail, it stops. None: never.
     wait : bool
         Stay until the last evaluation is finished, because the instance that holds it may still die.
         If false, return as soon as nothing is pending.
+    progress : bool
+        Show on stderr how far all instances together are: in one line, rewritten in place, on a terminal;
+        now and then elsewhere.
 
     Returns
     -------
@@ -1785,7 +1805,8 @@ def speval(
     SpevalError
         If the database is damaged, of something else, was deleted while in use, or cannot be written
         at the start; if all of the first `max_failures` evaluations failed; inside `func`, if it is on
-        the database whose evaluation runs.
+        the database whose evaluation runs; if worker processes cannot be started, or not be forked because
+        this process has other threads: it says what to do.
     OSError
         If a directory or the temporary file for the space cannot be made.
 
@@ -1805,17 +1826,23 @@ def speval(
     >>> [e["result"] for e in load_evals(fname)]
     [1, 4, 9]
     """
-    _check(func, eval_space, timeout, max_attempts, max_failures)
+    _check(func, eval_space, timeout, n_jobs, max_attempts, max_failures)
     db = Database(evals_fname)
+    _announce(db.path)
     if db.path in [path for path, _ in _running.get()]:
         raise SpevalError(f"speval() inside func on the same database would wait for itself: {db.path}")
     with contextlib.closing(Space(eval_space)) as space:
         left = add_space(db, space, _func_name(func))
     counts = None if left else count_evals(db.path)
-    # Again, if somebody else extended the space at the very end.
-    while counts is None or (wait and counts["pending"] + counts["in_progress"]):
-        worker = Worker(db, timeout, max_attempts)
-        counts = worker.work(func, max_failures, wait) or count_evals(db.path)
+    work = functools.partial(_work, db.path, func, timeout, max_attempts, max_failures, wait)
+    with _shown(db, progress and left) as show:
+        # Again, if somebody else extended the space at the very end.
+        while counts is None or (wait and counts["pending"] + counts["in_progress"]):
+            if n_jobs == 1:
+                counts = _in_this_process(work, show) or count_evals(db.path)
+            else:
+                _in_processes(work, n_jobs, timeout, show)
+                counts = count_evals(db.path)
     if counts["failed"]:
         log.warning(
             "%d of %d evaluations failed: load_evals(%r, 'failed') says why, reset_evals() tries again",
@@ -1826,8 +1853,102 @@ def speval(
     return counts
 
 
+def _work(
+    path: str,
+    func: Callable[[Any], Any],
+    timeout: float | None,
+    max_attempts: int,
+    max_failures: int | None,
+    wait: bool,
+    count: Any = None,
+) -> dict[str, int] | None:
+    """Work on the database; in a process that another one watches, `count` tells that what it has to know."""
+
+    def counted(args: Any) -> Any:
+        count.value += 1
+        try:
+            return func(args)
+        finally:
+            count.value += 1
+
+    worker = Worker(Database(path), timeout, max_attempts)
+    return worker.work(func if count is None else counted, max_failures, wait)
+
+
+def _in_processes(
+    work: Callable[..., Any], n_jobs: int, timeout: float | None, show: Callable[[], Any]
+) -> None:
+    jobs = _part("jobs", "n_jobs")
+    with Signals() as signals:
+        wait = functools.partial(signals.let_through, jobs.connection.wait)
+        try:
+            jobs.run(work, jobs.cpus() if n_jobs == -1 else n_jobs, timeout, wait, show)
+        except jobs.JobError as exc:
+            raise SpevalError(str(exc)) from exc
+
+
+def _part(name: str, what: str) -> Any:
+    """Import another module of the package, which the core does without where it stands alone."""
+    try:
+        return importlib.import_module(f".{name}", __package__)
+    except (ImportError, TypeError) as exc:
+        raise SpevalError(
+            f"{what} needs the whole package, this is its core alone: pip install speval"
+        ) from exc
+
+
+@contextlib.contextmanager
+def _shown(db: Database, progress: bool) -> Iterator[Callable[[], float | None]]:
+    """Show in the block how far the sweep is, of all instances; yield what is to be called now and then."""
+    if not progress:
+        yield lambda: None
+        return
+
+    def show() -> float:
+        with contextlib.suppress(SpevalError):  # a worker meets it too, and says so
+            return float(line.show())
+        return LOOK
+
+    line = _part("progress", "progress=True").Progress(lambda: how_far(db))
+    try:
+        yield show
+    finally:
+        with contextlib.suppress(SpevalError):
+            line.close()
+
+
+def _in_this_process(
+    work: Callable[[], dict[str, int] | None], show: Callable[[], float | None]
+) -> dict[str, int] | None:
+    ticker = Ticker(show)
+    pause = show()
+    if pause is not None:
+        _tickers.add(ticker)  # which stops it while something forks
+        ticker.start(pause)
+    try:
+        return work()
+    finally:
+        _tickers.discard(ticker)
+        ticker.stop()
+
+
+ANNOUNCE = "SPEVAL_ANNOUNCE"  # in the environment: a file that takes the databases an instance uses
+
+
+def _announce(path: str) -> None:
+    name = os.environ.get(ANNOUNCE)
+    if name and not _running.get():
+        with contextlib.suppress(OSError), open(name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(path) + "\n")
+
+
 def _check(
-    func: object, eval_space: object, timeout: object, max_attempts: object, max_failures: object
+    func: object,
+    eval_space: object,
+    timeout: object,
+    n_jobs: object,
+    max_attempts: object,
+    max_failures: object,
 ) -> None:
     if not callable(func):
         raise TypeError(f"func has to be callable, {func!r} is not")
@@ -1840,13 +1961,15 @@ def _check(
             raise TypeError(f"timeout has to be a number of seconds or None, not {timeout!r}")
         if not timeout > 0:
             raise ValueError(f"timeout has to be positive, or None for none: {timeout!r} is not")
-    for name, number in (("max_attempts", max_attempts), ("max_failures", max_failures)):
-        if number is None and name == "max_failures":
+    numbers = {"n_jobs": n_jobs, "max_attempts": max_attempts, "max_failures": max_failures}
+    for name, number in numbers.items():
+        if (name, number) in (("max_failures", None), ("n_jobs", -1)):
             continue
         if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"{name} has to be an int, not {number!r}")
         if number < 1:
-            raise ValueError(f"{name} has to be at least 1, {number} is not")
+            also = ", or -1 for one per CPU" if name == "n_jobs" else ""
+            raise ValueError(f"{name} has to be at least 1{also}; {number} is not")
 
 
 def current_eval() -> dict[str, Any] | None:
@@ -1993,11 +2116,24 @@ def count_evals(evals_fname: str | os.PathLike[str]) -> dict[str, int]:
     """
     db = _existing(evals_fname)
     with Signals(), db.read() as conn:
+        return _count_any(conn, db.format(conn))
+
+
+def _count_any(conn: sqlite3.Connection, found: int) -> dict[str, int]:
+    if found == CURRENT:
+        return _count(conn)
+    counts = dict(conn.execute(COUNT_0_1_1).fetchall()) if found == OF_0_1_1 else {}
+    return {status: counts.get(status, 0) for status in STATUSES}
+
+
+def how_far(db: Database) -> tuple[dict[str, int], int]:
+    """Return the number of evaluations by status, and of workers that live."""
+    with Signals(), db.read() as conn:
         found = db.format(conn)
-        if found == CURRENT:
-            return _count(conn)
-        counts = dict(conn.execute(COUNT_0_1_1).fetchall()) if found == OF_0_1_1 else {}
-        return {status: counts.get(status, 0) for status in STATUSES}
+        if found != CURRENT:
+            return _count_any(conn, found), 0
+        workers = [row[0] for row in conn.execute(LIVE_WORKERS, {"worker": -1}).fetchall()]
+        return _count(conn), sum(not db.locks.is_dead(worker) for worker in workers)
 
 
 def _count(conn: sqlite3.Connection) -> dict[str, int]:

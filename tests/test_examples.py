@@ -100,7 +100,44 @@ def test_the_evaluation_of_a_killed_instance_is_the_only_one_repeated(tmp_path: 
     assert others == [f"{x}: completed, result {x * x}, attempt 1, losses 0" for x in range(1, 6)]
 
 
-@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_a_crash_among_local_processes_costs_no_evaluation(tmp_path: pathlib.Path) -> None:
+    died = r"worker process \d+ died of SIGABRT; another one takes its place\n"
+    reclaimed = r"(reclaimed evaluations? .*7.*: process \d+ on .+ died\n)?"
+    instance = start(tmp_path, "05_local_processes.py")
+    assert end(instance, f"(?s).*{died}{reclaimed}.*100/100, 0 workers.*") == [
+        "100 evaluations, pi is about 3.143"
+    ]
+    evals = load_evals(tmp_path / "05_local_processes.db")
+    assert evals[7]["losses"] == 1
+
+
+def test_both_levels_find_their_best(tmp_path: pathlib.Path) -> None:
+    assert run(tmp_path, "06_two_levels.py") == ["best line: 10 x + -15, error 858"]
+    assert len(list((tmp_path / "06_two_levels").glob("*.db"))) == 9
+
+
+def test_elements_of_an_array_job_share_the_work_out(tmp_path: pathlib.Path) -> None:
+    """Each is the script in a shell; the scheduler itself is not here."""
+    script = EXAMPLES / "slurm_array.sh"
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHON": sys.executable}
+    env.pop("SLURM_JOB_ID", None)
+    elements = [
+        subprocess.Popen(
+            ["bash", str(script), str(EXAMPLES / "01_hello_world.py")],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    printed = Counter(line for element in elements for line in end(element))
+    assert printed.pop("20 evaluations are completed") == 3
+    assert printed == {f"Hello world: {arg}": 1 for arg in range(20)}
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.*")), ids=lambda path: path.name)
 def test_every_example_is_short_and_stands_in_the_readme(example: pathlib.Path) -> None:
     assert len(example.read_text().splitlines()) <= 40
     assert f"examples/{example.name}" in (EXAMPLES.parent / "README.rst").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import doctest
 import inspect
 import os
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 import speval
+from speval import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
@@ -59,7 +61,9 @@ class Checkout:
             (path / folder).mkdir()
         for name in "python", "python3":
             (path / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-            (path / "bin" / name).chmod(0o755)
+        (path / "bin" / "speval").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m speval "$@"\n')
+        for script in (path / "bin").iterdir():
+            script.chmod(0o755)
         self.env = {**os.environ, "PATH": f"{path}/bin:{os.environ['PATH']}", "TMPDIR": f"{path}/tmp"}
         self.env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
 
@@ -133,22 +137,6 @@ def test_the_core_copied_alone_is_the_whole_package(tmp_path: pathlib.Path) -> N
     assert printed.stdout.split() == [str(tmp_path / "speval.py"), "1"]
 
 
-def test_the_check_of_locks_tells_a_living_instance_from_a_dead_one(checkout: Checkout) -> None:
-    instances = [checkout.start("python", "check_locks.py")]
-    try:
-        first = instances[0].stdout.readline()
-        assert first.startswith(f"attempt 1: process {instances[0].pid} ")
-        instances.append(checkout.start("python", "check_locks.py"))
-        instances[0].kill()
-        said = [instances[1].stdout.readline() for _ in range(2)]
-        assert sorted(said)[0].startswith(f"attempt 2: process {instances[1].pid} ")
-        assert sorted(said)[1].startswith(f"reclaimed evaluation 0: process {instances[0].pid} ")
-    finally:
-        for instance in instances:
-            instance.kill()
-            instance.communicate(timeout=LIMIT)
-
-
 @pytest.mark.parametrize("name", speval.__all__)
 def test_every_public_name_is_explained_with_its_arguments(name: str) -> None:
     thing = getattr(speval, name)
@@ -159,6 +147,20 @@ def test_every_public_name_is_explained_with_its_arguments(name: str) -> None:
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         signature = signature.replace(parameters=bare, return_annotation=signature.empty)
         assert f"\n``{name}{signature}``\n".replace("'", '"') in README
+
+
+def parsers() -> list[argparse.ArgumentParser]:
+    (commands,) = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return list(commands.choices.values())
+
+
+@pytest.mark.parametrize("parser", parsers(), ids=lambda parser: parser.prog)
+def test_every_command_and_option_is_explained_and_shown(parser: argparse.ArgumentParser) -> None:
+    (usage,) = re.findall(rf"^``({parser.prog} .*)``$", README, re.MULTILINE)
+    for action in parser._actions:
+        if not isinstance(action, argparse._HelpAction):
+            assert (action.option_strings or [action.metavar or action.dest])[-1] in usage
+    assert re.search(rf"^   \$ {parser.prog} ", README, re.MULTILINE)
 
 
 def test_every_key_and_status_of_an_evaluation_is_explained(tmp_path: pathlib.Path) -> None:

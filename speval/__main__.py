@@ -1,0 +1,7 @@
+"""The command line: ``python -m speval``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,332 @@
+"""The command line: ``speval run``, ``status``, ``results``, ``errors``, ``retry``, ``doctor``.
+
+Exit codes: 0 fine, 1 the answer is bad (something failed, locks do not work), 2 the command was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .progress import Rate, bar, duration, speed
+from .speval import STATUSES, SpevalError, reset_evals
+
+__all__ = ["main"]
+
+WATCH = 2.0  # seconds between two looks
+NARROW = 8  # a column is cut to this before others are left out
+SEEN = 1000  # rows by which the columns of a table get their widths
+COLORS = {"completed": "32", "failed": "31", "in_progress": "33", "dead": "31", "no": "31", "ok": "32"}
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet takes for the start of a formula
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; return its exit code."""
+    try:
+        args = _parser().parse_args(argv)
+        code: int = args.command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`: there is nobody to tell
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+        return 1
+    except (SpevalError, ValueError, TypeError, OSError) as exc:
+        print(f"speval: {_one_line(exc)}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _one_line(exc: Exception) -> str:
+    if isinstance(exc, OSError) and exc.strerror and exc.filename:
+        return f"{os.fsdecode(exc.filename)}: {exc.strerror}"
+    return " ".join(str(exc).split())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="speval",
+        description="Run a script many times at once, and look after the databases of evaluations.",
+        epilog="`speval COMMAND --help` explains a command.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(command: Any, example: str) -> argparse.ArgumentParser:
+        name, text = command.__name__.strip("_"), " ".join(command.__doc__.split())
+        sub: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=text.partition(". ")[0].lower(),
+            description=textwrap.fill(text),
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sub.set_defaults(command=command)
+        return sub
+
+    sub = add(_run, "speval run -n 20 script.py --seed 1")
+    sub.add_argument("-n", type=_number, default=-1, help="how many; by default one for each CPU")
+    sub.add_argument("--threads", type=_number, metavar="K", help="threads for NumPy and its like in each")
+    sub.add_argument("script")
+    sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script is given")
+
+    sub = add(_status, "speval status evals.db --watch")
+    sub.add_argument("db", metavar="DB")
+    sub.add_argument("--watch", action="store_true", help="look again and again, until all is finished")
+
+    sub = add(_results, "speval results evals.db --sort result --limit 10")
+    sub.add_argument("db", metavar="DB")
+    sub.add_argument("--status", choices=STATUSES, metavar="S", help=f"only these: {', '.join(STATUSES)}")
+    sub.add_argument("--sort", metavar="KEY", help="by a column, args.x or just x")
+    sub.add_argument("--reverse", action="store_true", help="the largest first")
+    sub.add_argument("--limit", type=_number, metavar="N", help="only the first so many")
+    sub.add_argument("--format", choices=("table", "csv", "jsonl"), default="table", help="table by default")
+    sub.add_argument(
+        "--spreadsheet",
+        action="store_true",
+        help="CSV for a spreadsheet: text that it takes for a formula is quoted",
+    )
+
+    sub = add(_errors, "speval errors evals.db 17")
+    sub.add_argument("db", metavar="DB")
+    sub.add_argument("name", metavar="NAME", nargs="?", help="of one evaluation, whose whole error is shown")
+
+    sub = add(_retry, "speval retry evals.db")
+    sub.add_argument("db", metavar="DB")
+    sub.add_argument("names", metavar="NAME", nargs="*", help="only these")
+    sub.add_argument(
+        "--status", choices=STATUSES[1:], default="failed", metavar="S", help="failed by default"
+    )
+
+    sub = add(_doctor, "speval doctor /shared/folder")
+    sub.add_argument("path", metavar="PATH", help="a directory or a database")
+    sub.add_argument(
+        "--hold", action="store_true", help="hold a lock there, for `speval doctor` on another host to see"
+    )
+    return parser
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run instances of a script, restart those that are killed, and show how far they are. Ends with 0
+    only if all is completed."""
+    from . import instances
+
+    if not os.path.isfile(args.script):
+        raise FileNotFoundError(f"there is no script {args.script}")
+    command = [sys.executable, args.script, *args.args]
+    return 0 if instances.run(command, args.n, args.threads) else 1
+
+
+def _status(args: argparse.Namespace) -> int:
+    """Show how far a database is: counts, rate, time left, what runs, who works on it, what failed."""
+    from . import survey
+
+    recent = Rate()
+    while True:
+        seen = survey.survey(args.db)
+        finished = seen.total - seen.left
+        rate = recent.learn(time.monotonic(), finished) or survey.rate(args.db, seen)
+        text = "\n".join(_describe(args.db, seen, rate, survey.failures(args.db, 100)))
+        if args.watch and sys.stdout.isatty():
+            text = f"\x1b[H\x1b[2J{text}"
+        print(text, flush=True)
+        if not args.watch or not seen.left:
+            return 1 if seen.counts["failed"] else 0
+        if not sys.stdout.isatty():
+            print()
+        time.sleep(WATCH)
+
+
+def _describe(db: str, seen: Any, rate: float | None, failures: list[Any]) -> Iterator[str]:
+    finished = seen.total - seen.left
+    yield f"{db} {bar(finished, seen.total, 30)} {finished}/{seen.total}"
+    for status, number in seen.counts.items():
+        yield _painted(f"{number:>10} {status}", status if number else "")
+    if rate:
+        yield f"rate {speed(rate)}" + (f", {duration(seen.left / rate)} left" if seen.left else "")
+    if seen.running:
+        workers = {worker.id: worker for worker in seen.workers}
+        rows = [
+            [name, duration(max(seen.at - (started or seen.at), 0)), *_place(workers.get(worker))]
+            for name, started, worker in seen.running
+        ]
+        more = seen.counts["in_progress"] - len(rows)
+        yield f"in progress, the oldest first{f', and {more} more' if more > 0 else ''}:"
+        yield from _table(["evaluation", "for", "host", "process"], rows)
+    if seen.workers:
+        yield "workers:"
+        rows = [[*_place(worker), _life(worker), _when(worker.started)] for worker in seen.workers]
+        yield from _table(["host", "process", "", "since"], rows)
+    if failures:
+        yield "failures:"
+        yield from _grouped(failures[:10])
+
+
+def _place(worker: Any) -> list[Any]:
+    return [worker.host, worker.pid] if worker else ["", ""]
+
+
+def _life(worker: Any) -> str:
+    return "alive" if worker.alive else "dead"
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def _grouped(failures: list[Any]) -> Iterator[str]:
+    rows = [
+        [number, line, ", ".join(names) + ", ..." * (number > len(names))] for line, number, names in failures
+    ]
+    return _table(["times", "error", "evaluations"], rows)
+
+
+def _results(args: argparse.Namespace) -> int:
+    """Print the evaluations. One column for each argument and each key of a dict result, then duration
+    (seconds), attempt and worker."""
+    from . import survey
+
+    def rows() -> Iterator[dict[str, Any]]:
+        return survey.results(args.db, args.status)
+
+    if args.spreadsheet and args.format != "csv":
+        raise ValueError("--spreadsheet is for --format csv")
+    if args.reverse and not args.sort:
+        raise ValueError("--reverse goes with --sort")
+    keys = [] if args.format == "jsonl" and not args.sort else survey.columns(rows())
+    found = survey.in_order(rows(), survey.resolve(args.sort, keys), args.reverse) if args.sort else rows()
+    some = itertools.islice(found, args.limit)
+    {"table": _print_table, "csv": _print_csv, "jsonl": _print_jsonl}[args.format](keys, some, args)
+    return 0
+
+
+def _print_table(keys: list[str], rows: Iterable[dict[str, Any]], args: argparse.Namespace) -> None:
+    for line in _table(keys, ([row.get(key) for key in keys] for row in rows)):
+        print(line)
+
+
+def _print_jsonl(keys: list[str], rows: Iterable[dict[str, Any]], args: argparse.Namespace) -> None:
+    for row in rows:
+        print(json.dumps(row))
+
+
+def _print_csv(keys: list[str], rows: Iterable[dict[str, Any]], args: argparse.Namespace) -> None:
+    tame = _tame if args.spreadsheet else str
+    if args.spreadsheet:
+        sys.stdout.write("\ufeff")  # by which it knows that this is UTF-8
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([tame(key) for key in keys])
+    for row in rows:
+        values = [row.get(key) for key in keys]
+        writer.writerow([tame(text) if isinstance(text, str) else text for text in map(_flat, values)])
+
+
+def _flat(value: Any) -> Any:
+    """Return what is nested as JSON text."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
+
+
+def _tame(text: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would take for a formula."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _errors(args: argparse.Namespace) -> int:
+    """Print why evaluations failed. Grouped by the last line of the traceback; or the whole of one."""
+    from . import survey
+
+    if args.name is not None:
+        status, error = survey.error_of(args.db, args.name)
+        print((error or "").rstrip("\n") if status == "failed" else f"evaluation {args.name} is {status}")
+        return 1 if status == "failed" else 0
+    failures = survey.failures(args.db)
+    for line in _grouped(failures) if failures else ["nothing has failed"]:
+        print(line)
+    return 1 if failures else 0
+
+
+def _retry(args: argparse.Namespace) -> int:
+    """Make evaluations pending again. Those that failed, or that have another status, or some of them."""
+    number = reset_evals(args.db, args.status, args.names or None)
+    print(f"{number} evaluation{'s are' if number != 1 else ' is'} pending again")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    """Try whether locks work in a directory. Two processes there, or hosts that mount it; and look at the
+    kind of mount, SQLite, the space left, and a database."""
+    from . import doctor
+
+    if args.hold:
+        print(f"holding a lock until Ctrl-C: try `speval doctor {args.path}` on another host", flush=True)
+        doctor.hold(args.path)
+    good = True
+    for what, well, found in doctor.examine(args.path):
+        good = good and well
+        print(f"{_painted('ok' if well else 'no', 'ok' if well else 'no')} {what:16} {found}", flush=True)
+    return 0 if good else 1
+
+
+def _painted(text: str, key: str) -> str:
+    color = COLORS.get(key)
+    if not color or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{color}m{text}\x1b[0m"
+
+
+def _table(heads: list[str], rows: Iterable[list[Any]]) -> Iterator[str]:
+    """Yield the lines of a table that fits the terminal; its widths are those of the first 1000 rows."""
+    rows = iter(rows)
+    first = [[_cell(value) for value in row] for row in itertools.islice(rows, SEEN)]
+    heads = [_cell(head) for head in heads]
+    widths = [max(map(len, column)) for column in zip(heads, *first)]
+    if sys.stdout.isatty():
+        widths = _fitting(widths, shutil.get_terminal_size().columns)
+    for row in itertools.chain([heads], first, ([_cell(value) for value in row] for row in rows)):
+        cells = [_pad(cell, width) for cell, width in zip(row, widths)]
+        left_out = " .." if len(widths) < len(row) else ""
+        yield "  ".join(cells).rstrip() + left_out
+
+
+def _fitting(widths: list[int], columns: int) -> list[int]:
+    """Return widths whose table has at most so many columns: the widest are cut, the last left out."""
+    room = columns - 1
+    while len(widths) > 1 and sum(min(width, NARROW) + 2 for width in widths) > room:
+        widths, room = widths[:-1], columns - 4
+    while sum(widths) + 2 * len(widths) - 2 > room and max(widths) > NARROW:
+        widest = widths.index(max(widths))
+        widths = [*widths[:widest], widths[widest] - 1, *widths[widest + 1 :]]
+    return widths
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.6g}" if isinstance(value, float) else str(_flat(value))
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def _pad(cell: str, width: int) -> str:
+    return cell.ljust(width) if len(cell) <= width else f"{cell[: max(width - 2, 0)]}.."

@@ -1,0 +1,275 @@
+"""n instances of a script: started, watched, restarted when they are killed, and their output kept apart."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections import Counter
+from collections.abc import Sequence
+from typing import IO
+
+from .jobs import cpus, die_with_parent
+from .progress import Progress, duration
+from .speval import ANNOUNCE, STATUSES, Database, SpevalError, count_evals, how_far
+
+__all__ = ["run"]
+
+# What NumPy and its like read to know how many threads they may have.
+THREADS = tuple(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "BLIS"))
+THREADS += ("VECLIB_MAXIMUM_THREADS",)
+RESTARTS = 10  # of one instance, each within HEALTHY seconds, at most
+HEALTHY = 60.0
+LINE = 8192  # bytes of a line that are kept until its end comes
+FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+LEFT = 1000  # pieces of output that are written after the end, at most: what an instance started may go on
+KILLS = 3  # the how manyth Ctrl-C does not ask any more
+
+
+def run(command: Sequence[str], n: int, threads: int | None = None) -> bool:
+    """Run `n` instances of a command until each has ended; return whether all is completed.
+
+    That is, each instance has ended with 0 and every evaluation of the databases that they have used is
+    completed. Those that are killed are started again, up to 10 times within a minute each. What they
+    write goes to stdout and stderr, line by line, with their number before it. How far the databases are
+    is shown on stderr. SIGINT, SIGTERM and SIGHUP go to the instances first, and end this process when
+    they have ended.
+
+    Parameters
+    ----------
+    command : sequence of str
+        Program and arguments.
+    n : int
+        Number of instances, >= 1, or -1 for one per CPU.
+    threads : int, optional
+        Number of threads, >= 1, that libraries like NumPy may use in an instance. By default, if the
+        environment does not say it, the number of CPUs over `n`, at least 1.
+    """
+    n = cpus() if n == -1 else n
+    with tempfile.TemporaryDirectory(prefix="speval-run-") as folder:
+        used = os.path.join(folder, "databases")
+        env = {**_threads(n, threads), **os.environ, ANNOUNCE: used, "PYTHONUNBUFFERED": "1"}
+        if threads is not None:
+            env.update(_threads(n, threads))
+        progress = Progress(lambda: _how_far(used))
+        instances = [Instance(number, command, env) for number in range(1, n + 1)]
+        with _Forwarding() as forwarding:
+            Watch(instances, progress, forwarding).until_over()
+            progress.close()
+        good = all(instance.good for instance in instances) and _all_completed(used)
+    for signum in forwarding.came:
+        signal.raise_signal(signum)
+    return good
+
+
+def _threads(n: int, threads: int | None) -> dict[str, str]:
+    return dict.fromkeys(THREADS, str(threads or max(1, cpus() // n)))
+
+
+def _databases(used: str) -> list[str]:
+    """Return the databases that the instances have said they use, each once."""
+    with contextlib.suppress(FileNotFoundError), open(used, encoding="utf-8") as lines:
+        return list(dict.fromkeys(json.loads(line) for line in lines if line.endswith("\n")))
+    return []
+
+
+def _how_far(used: str) -> tuple[dict[str, int], int]:
+    """Return the number of evaluations by status, and of workers, in all databases together."""
+    counts, workers = Counter(dict.fromkeys(STATUSES, 0)), 0
+    for path in _databases(used):
+        with contextlib.suppress(OSError, SpevalError):  # it is not there yet; the instances say what else
+            os.stat(path)
+            its_counts, its_workers = how_far(Database(path))
+            counts.update(its_counts)
+            workers += its_workers
+    return counts, workers
+
+
+def _all_completed(used: str) -> bool:
+    try:
+        counts = [count_evals(path) for path in _databases(used)]
+    except (OSError, SpevalError):
+        return False
+    return all(number == 0 for c in counts for status, number in c.items() if status != "completed")
+
+
+class Instance:
+    """One run after another of the command.
+
+    Attributes
+    ----------
+    number : int
+        From 1; it stands before what the instance writes.
+    over, good : bool
+        It has ended for good; and with 0.
+    """
+
+    def __init__(self, number: int, command: Sequence[str], env: dict[str, str]) -> None:
+        self.number = number
+        self.over = self.good = False
+        self._command = command
+        self._env = env
+        self._process: subprocess.Popen[bytes] | None = None
+        self._due = 0.0  # when it is started
+        self._kills = 0  # in a row, each within HEALTHY seconds
+
+    def start(self) -> list[Output]:
+        """Start it if it is time; return what it writes."""
+        if self.over or self._process is not None or time.monotonic() < self._due:
+            return []
+        self._began = time.monotonic()
+        self._process = subprocess.Popen(
+            self._command,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # so that a terminal tells us alone, and we them, once
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - there are no threads
+        )
+        pairs = (self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr)
+        return [Output(self.number, pipe, stream.buffer) for pipe, stream in pairs if pipe is not None]
+
+    def look(self, ending: bool) -> str | None:
+        """See whether it has ended; return what to say of that, if anything."""
+        if self._process is None or self._process.poll() is None:
+            return None
+        code, self._process = self._process.returncode, None
+        if code >= 0 or ending:
+            self.over, self.good = True, code == 0
+            return f"instance {self.number} ended with exit code {code}" if code > 0 else None
+        healthy = time.monotonic() - self._began >= HEALTHY
+        self._kills = 1 if healthy else self._kills + 1
+        how = f"instance {self.number} was killed by {_signal(-code)}"
+        if self._kills > RESTARTS:
+            self.over = True
+            return f"{how}, for the {self._kills}th time in a row: it is not started again"
+        pause = 0.0 if healthy else min(2.0 ** (self._kills - 1), HEALTHY)
+        self._due = time.monotonic() + pause
+        return f"{how}: it is started again{f' in {duration(pause)}' if pause else ''}"
+
+    def end(self, signum: int) -> None:
+        """Pass a signal on: Ctrl-C to all that it has started too, as a terminal does."""
+        if self._process is None:
+            self.over = True
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                (os.kill if signum == signal.SIGTERM else os.killpg)(self._process.pid, signum)
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class Output:
+    """What an instance writes to one of its streams, as lines with its number before them."""
+
+    def __init__(self, number: int, pipe: IO[bytes], stream: IO[bytes]) -> None:
+        self.pipe = pipe
+        self.stream = stream
+        self._prefix = b"[%d] " % number
+        self._rest = b""
+        os.set_blocking(pipe.fileno(), False)
+
+    def read(self) -> bytes | None:
+        """Return the lines that have come, None at the end. One that is too long comes in pieces."""
+        try:
+            more = os.read(self.pipe.fileno(), 65536)
+        except BlockingIOError:
+            return b""
+        if not more:
+            rest, self._rest = self._rest, b""
+            return self._prefix + rest + b"\n" if rest else None
+        *lines, self._rest = (self._rest + more).split(b"\n")
+        while len(self._rest) > LINE:
+            lines.append(self._rest[:LINE])
+            self._rest = self._rest[LINE:]
+        return b"".join(self._prefix + line + b"\n" for line in lines)
+
+
+class _Forwarding:
+    """Keep the signals that come in the block, to pass them on; at its end, heed the first."""
+
+    def __init__(self) -> None:
+        self.came: list[int] = []
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> _Forwarding:
+        for signum in FORWARDED:
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
+                self._before[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def _handle(self, signum: int, frame: types.FrameType | None) -> None:
+        self.came.append(signum)
+
+    def __exit__(self, *exc_info: object) -> None:
+        for signum in self._before:
+            signal.signal(signum, signal.SIG_DFL)
+
+
+class Watch:
+    """Watches over instances: starts them, shows what they write, and passes signals on."""
+
+    def __init__(self, instances: list[Instance], progress: Progress, forwarding: _Forwarding) -> None:
+        self._instances = instances
+        self._progress = progress
+        self._came = forwarding.came
+        self._passed_on = 0
+        self._selector = selectors.DefaultSelector()
+
+    def until_over(self) -> None:
+        with self._selector:
+            try:
+                while not all(instance.over for instance in self._instances):
+                    self._step()
+                for _ in range(LEFT):
+                    if not self._copy(0.0):
+                        break
+            finally:
+                for instance in self._instances:
+                    instance.end(signal.SIGTERM)
+
+    def _step(self) -> None:
+        for instance in self._instances if not self._came else ():
+            for output in instance.start():
+                self._selector.register(output.pipe, selectors.EVENT_READ, output)
+        self._copy(0.1)
+        for signum in self._came[self._passed_on :]:
+            self._passed_on += 1
+            for instance in self._instances:
+                instance.end(signal.SIGKILL if self._passed_on >= KILLS else signum)
+        for instance in self._instances:
+            said = instance.look(ending=bool(self._came))
+            if said is not None:
+                self._write(sys.stderr.buffer, f"speval: {said}\n".encode())
+        self._progress.show()
+
+    def _copy(self, seconds: float) -> bool:
+        """Write what instances have written; False if there was nothing."""
+        found = False
+        for key, _ in self._selector.select(seconds):
+            text = key.data.read()
+            if text is None:
+                self._selector.unregister(key.fileobj)
+                key.data.pipe.close()
+            else:
+                found = True
+                self._write(key.data.stream, text)
+        return found
+
+    def _write(self, stream: IO[bytes], text: bytes) -> None:
+        if text:
+            self._progress.clear()
+            stream.write(text)
+            stream.flush()

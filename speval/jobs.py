@@ -1,0 +1,412 @@
+"""Processes on this machine that all do the same: started, watched, ended in time, replaced, no orphans.
+
+Knows nothing of what they do::
+
+         supervisor                                           process, one of n
+        +----------------------------------+                 +---------------------------------+
+        | start, replace ------------------|---------------->| work(count)                     |
+        | how did it end?  <---------------|--- a pipe ------| returned, or what it raised     |
+        | is a piece of it overdue?  <-----|- shared memory -| count.value += 1, at the start  |
+        | SIGTERM, and later SIGKILL ------|---------------->| and at the end of each piece    |
+        +----------------------------------+                 +---------------------------------+
+         ends in any way: the kernel kills the process, or a thread of it that waits at a pipe
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+__all__ = ["JobError", "cpus", "die_with_parent", "run"]
+
+log = logging.getLogger("speval")
+
+TICK = 0.1  # seconds between two looks at the processes
+STEP = 1.0  # seconds, at most, that count between two looks: the supervisor may have been stopped
+MOMENT = 2.0  # seconds from SIGTERM to SIGKILL for one that is overdue
+GRACE = 10.0  # the same at the end, when each may have something to store
+EARLY = 3  # deaths in a row, before anything began, after which it is no use
+SETTLED = 5.0  # seconds after which a process is not one of those
+INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+PR_SET_PDEATHSIG = 1
+
+
+class JobError(Exception):
+    """Why the processes cannot do their work, and what to do about it."""
+
+
+def cpus() -> int:
+    """Return the number of CPUs that this process may use, by its affinity and the quota of its cgroup."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *_quotas()]))
+
+
+def _quotas(table: str = "/proc/self/cgroup", mount: str = "/sys/fs/cgroup") -> Iterator[int]:
+    """Yield the quotas, in CPUs, of the cgroups that this process is in, of either version."""
+    with contextlib.suppress(OSError), open(table) as lines:
+        for line in lines:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            folder = path.rstrip("/")
+            while True:
+                yield from _quota(f"{mount}/cpu{folder}" if controllers else mount + folder)
+                if not folder:
+                    break
+                folder = folder.rpartition("/")[0]
+
+
+def _quota(folder: str) -> Iterator[int]:
+    for names in ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"):
+        with contextlib.suppress(OSError, ValueError):
+            words: list[str] = []
+            for name in names:
+                with open(f"{folder}/{name}") as file:
+                    words += file.read().split()
+            quota, period = map(int, words)  # "max" is none
+            if quota > 0:
+                yield math.ceil(quota / period)
+
+
+def run(
+    work: Callable[[Any], None],
+    n: int,
+    limit: float | None = None,
+    wait: Callable[[Sequence[Any], float], Any] = connection.wait,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Call ``work(count)`` in `n` processes, until it has returned in each.
+
+    One that dies is replaced. When one raises, or `wait` does, all are ended and that is raised here.
+
+    Parameters
+    ----------
+    work : callable
+        It adds 1 to ``count.value`` when it begins a piece of its work and 1 when that is over. On
+        SIGTERM it should end soon; SIGINT and SIGHUP, which a terminal sends to all, do nothing in it.
+    n : int
+        Number of processes, >= 1.
+    limit : float, optional
+        Seconds, > 0, that a piece may take, by the clock of this process, before its process is ended.
+    wait : callable
+        ``multiprocessing.connection.wait``, in which signals may interrupt; they should not elsewhere.
+    tick : callable
+        Called some times a second.
+
+    Raises
+    ------
+    JobError
+        If the processes cannot be started, or do not get as far as to begin.
+    """
+    context = _context(work)
+    jobs = [Job(context, work, limit) for _ in range(n)]
+    try:
+        before = time.monotonic()
+        while any(not job.done for job in jobs):
+            now = time.monotonic()
+            for job in jobs:
+                job.look(min(now - before, STEP))
+            before = now
+            _check(jobs)
+            tick()
+            _wait(jobs, wait, TICK if limit is None else min(TICK, limit / 4))
+    except BaseException:
+        _end(jobs, wait)
+        raise
+
+
+def _context(work: object) -> BaseContext:
+    """Return the user's way to start a process, if one was chosen; on Linux that is a fork otherwise."""
+    if multiprocessing.current_process().daemon:
+        raise JobError("a daemonic process may not start others: call it elsewhere, or with n_jobs=1")
+    method = multiprocessing.get_start_method(allow_none=True)
+    if method is None and sys.platform == "linux":
+        names = [t.name for t in threading.enumerate() if t is not threading.current_thread()]
+        names = [name for name in names if name != "speval"]
+        if names:
+            raise JobError(
+                f"this process has other threads ({', '.join(names[:5])}), and what is forked beside them may"
+                " hang. Start them later; or call multiprocessing.set_start_method('fork') if you know that"
+                " they hold no locks, or set_start_method('spawn') if func can be imported"
+            )
+        method = "fork"
+    context = multiprocessing.get_context(method)
+    if context.get_start_method() != "fork":
+        try:
+            ForkingPickler.dumps(work)
+        except Exception as exc:
+            raise JobError(
+                f"func cannot be sent to another process ({exc}): define it with def, at the top of a script"
+                " or module; or call multiprocessing.set_start_method('fork') first, where there is that"
+            ) from exc
+    return context
+
+
+class Job:
+    """One process after another that does the work.
+
+    Attributes
+    ----------
+    done : bool
+        The work has returned.
+    early : int
+        How many in a row died before they had begun anything.
+    why : str
+        What the last one died of.
+    pipe : Connection
+        Where the process says how its work ended.
+    """
+
+    def __init__(self, context: BaseContext, work: Callable[[Any], None], limit: float | None) -> None:
+        self.done = False
+        self.early = 0
+        self.why = ""
+        self.pipe: Any = None
+        self._context = context
+        self._work = work
+        self._limit = limit
+        self._process: BaseProcess | None = None  # none between two
+        self._pause = 0.0  # seconds until the next one is started
+
+    def look(self, passed: float) -> None:
+        """See how the process does, `passed` seconds after the last time; start one if there is none."""
+        if self.done:
+            return
+        if self._process is None:
+            self._pause -= passed
+            if self._pause <= 0:
+                self._start()
+        elif self.is_over():
+            self._replace(self._process)
+        else:
+            self._age += passed
+            self._time(self._process, passed)
+
+    def _start(self) -> None:
+        self._said: bytes | None = None  # by the process, of its end; nothing if it closed the pipe
+        self._seen = 0  # of its count
+        self._ran = self._age = 0.0  # seconds, of the piece of work and of the process
+        self._ending: float | None = None  # seconds since it was told to end
+        try:
+            self._count = self._context.RawValue("Q", 0)
+            self.pipe, theirs = self._context.Pipe(duplex=False)
+        except OSError as exc:
+            self._fall(f"cannot be started ({exc})")
+            return
+        with theirs, _blocked() as mask, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, those of a BLAS say
+            process = self._context.Process(  # type: ignore[attr-defined]
+                target=_main, args=(self._work, self._count, theirs, os.getpid(), mask), daemon=False
+            )
+            try:
+                process.start()
+            except OSError as exc:
+                self.pipe.close()
+                self._fall(f"cannot be started ({exc})")
+            else:
+                self._process = process
+
+    @property
+    def is_at_work(self) -> bool:
+        """It has begun something, or lives long enough to be on its way."""
+        return self._process is not None and (self._count.value > 0 or self._age > SETTLED)
+
+    @property
+    def is_heard(self) -> bool:
+        """Nothing more comes through its pipe."""
+        return self._process is None or self._said is not None
+
+    def hear(self) -> None:
+        """Take in what the process says of its end, if it says something."""
+        if not self.is_heard and self.pipe.poll():
+            try:
+                self._said = self.pipe.recv_bytes()
+            except (EOFError, OSError):
+                self._said = b""
+
+    def is_over(self) -> bool:
+        """Tell whether the process has ended. (Its pipe does not tell: the work may have closed it.)"""
+        if self._process is None or self._process.exitcode is not None:
+            return True
+        if hasattr(os, "fork"):
+            try:
+                os.kill(self._process.pid or 0, 0)
+            except ProcessLookupError:  # if SIGCHLD is ignored, there is no exit code
+                return True
+        return False
+
+    def _replace(self, process: BaseProcess) -> None:
+        self.hear()
+        began = self._count.value > 0
+        self._process = None
+        self.pipe.close()
+        if self._said:
+            exc = pickle.loads(self._said)
+            if exc is not None:
+                raise exc
+            self.done = True
+        else:
+            self._fall(f"{process.pid} {_how(process.exitcode)}", began)
+
+    def _fall(self, why: str, began: bool = False) -> None:
+        self.why = why
+        self.early = 0 if began else self.early + 1
+        self._pause = min(2.0 ** (self.early - 2), 60.0) if self.early > 1 else 0.0
+        log.warning("worker process %s; another one takes its place", why)
+
+    def _time(self, process: BaseProcess, passed: float) -> None:
+        """End the process if its piece of work is overdue."""
+        if self._ending is not None:
+            self._ending += passed
+            if self._ending >= MOMENT:
+                process.kill()
+        elif self._count.value != self._seen or self._seen % 2 == 0:
+            self._seen, self._ran = self._count.value, 0.0
+        else:
+            self._ran += passed
+            if self._limit is not None and self._ran >= self._limit:
+                log.warning("worker process %s has run past %g s and is ended", process.pid, self._limit)
+                self._ending = 0.0
+                process.terminate()
+
+    def terminate(self) -> None:
+        """Tell the process to end, if it has not been told."""
+        if self._process is not None and self._ending is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End the process now."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join(GRACE)
+            self._process = None
+            self.pipe.close()
+
+
+def _how(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        with contextlib.suppress(ValueError):
+            return f"died of {signal.Signals(-exitcode).name}"
+    return f"ended with exit code {exitcode}"
+
+
+def _check(jobs: list[Job]) -> None:
+    """Give up when processes die as soon as they are started, and none is at work."""
+    early = next((job for job in jobs if job.early >= EARLY), None)
+    if early is not None and not any(job.is_at_work for job in jobs):
+        raise JobError(
+            f"worker processes end before they begin, the last: {early.why}. If they are not forked, the"
+            " script has to say `if __name__ == '__main__':` before it does anything, and func has to be"
+            " defined at the top of a script or module"
+        )
+
+
+def _wait(jobs: list[Job], wait: Callable[[Sequence[Any], float], Any], seconds: float) -> None:
+    """Wait until a process says something; shortly if one has, which ends just now."""
+    unheard = [job for job in jobs if not job.is_heard]
+    ending = any(job.is_heard and not job.is_over() for job in jobs)
+    wait([job.pipe for job in unheard], 0.01 if ending else seconds)
+    for job in unheard:
+        job.hear()
+
+
+def _end(jobs: list[Job], wait: Callable[[Sequence[Any], float], Any]) -> None:
+    """End all processes: ask them, and kill those left after some time, or when interrupted again."""
+    try:
+        for job in jobs:
+            job.terminate()
+        end = time.monotonic() + GRACE
+        while not all(job.is_over() for job in jobs) and time.monotonic() < end:
+            _wait(jobs, wait, TICK)
+    finally:
+        for job in jobs:
+            job.kill()
+
+
+@contextlib.contextmanager
+def _blocked() -> Iterator[set[Any] | None]:
+    """Block interrupts in this thread, and in a process that is started: until it can deal with them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield None
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    try:
+        yield mask
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, mask: set[Any] | None) -> None:
+    """Do the work, in its process, and say how it ended."""
+    _tie_to(parent)
+    for signum in INTERRUPTS:
+        # Not SIG_IGN: programs that `work` starts would inherit that.
+        signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else _leave_to_parent)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if "numpy.random" in sys.modules:  # as Python does with its own: else all would draw the same numbers
+        sys.modules["numpy.random"].seed()
+    said: bytes = pickle.dumps(None)
+    try:
+        work(count)
+    except BaseException as exc:  # noqa: BLE001 - it is raised by the parent
+        said = _pickled(exc)
+    with contextlib.suppress(OSError):
+        pipe.send_bytes(said)
+
+
+def _leave_to_parent(signum: int, frame: types.FrameType | None) -> None:
+    """Do nothing: the parent, which has got the signal too, sends SIGTERM."""
+
+
+def _pickled(exc: BaseException) -> bytes:
+    try:
+        said = pickle.dumps(exc)
+        pickle.loads(said)
+    except Exception:  # noqa: BLE001 - whatever is special about it
+        text = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
+        said = pickle.dumps(RuntimeError(text[-10_000:]))
+    return said
+
+
+def _tie_to(parent: int) -> None:
+    """Let this process not outlive its parent, however that ends, and whatever this one is doing."""
+    if os.getppid() == parent and die_with_parent(signal.SIGKILL) and os.getppid() == parent:
+        return
+    threading.Thread(target=_end_with_parent, name="speval", daemon=True).start()
+
+
+def die_with_parent(signum: int = signal.SIGTERM) -> bool:
+    """Have the kernel send a signal when the thread ends that has started this process; tell if it will."""
+    if sys.platform != "linux":
+        return False
+    try:
+        import ctypes
+
+        return bool(ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signum), 0, 0, 0) == 0)
+    except (ImportError, OSError, AttributeError):
+        return False
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))

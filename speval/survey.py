@@ -1,0 +1,270 @@
+"""What a person wants to know of a database: how far it is, who works on it, what failed and why.
+
+Reads in short transactions, some thousand rows at a time, beside any number of instances.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from .progress import ENOUGH, WINDOW
+from .speval import (
+    CURRENT,
+    LIVE_WORKERS_SINCE,
+    Database,
+    Signals,
+    _count_any,
+    _existing,
+    _last_line,
+    iter_evals,
+)
+
+__all__ = ["Failure", "Survey", "Working", "failures", "results", "survey"]
+
+WHEN_FINISHED = """
+    SELECT id, updated, status IN ('completed', 'failed') FROM evals
+    WHERE id > :after ORDER BY id LIMIT :room"""
+RUNNING = """
+    SELECT name, started, worker FROM evals WHERE status = 'in_progress' ORDER BY started LIMIT :room"""
+FAILED = """
+    SELECT id, name, error FROM evals WHERE status = 'failed' AND id > :after ORDER BY id LIMIT :room"""
+ERROR_OF = "SELECT status, error FROM evals WHERE name = :name"
+ROOM = 20_000  # rows, of which only short columns are read, in one transaction
+ROOM_FOR_ERRORS = 200
+
+
+class Working(NamedTuple):
+    """A worker that has not ended: since when (unix time, s), whether it lives, and what it has."""
+
+    id: int
+    host: str
+    pid: int
+    started: float
+    alive: bool
+
+
+class Survey(NamedTuple):
+    """How far the evaluations of a database are.
+
+    `running` has name, start (unix time, s) and worker of the claims, the oldest first, at most so many
+    as were asked for; `at` is the unix time of the look.
+    """
+
+    counts: dict[str, int]
+    workers: list[Working]
+    running: list[tuple[str, float, int]]
+    at: float
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def left(self) -> int:
+        return self.counts["pending"] + self.counts["in_progress"]
+
+
+class Failure(NamedTuple):
+    """Evaluations that failed with the same last line of their traceback: how many, and some names."""
+
+    line: str
+    number: int
+    names: list[str]
+
+
+def survey(evals_fname: str | os.PathLike[str], room: int = 10) -> Survey:
+    """Look at a database, atomically.
+
+    Raises
+    ------
+    FileNotFoundError, SpevalError
+        As from `load_evals`.
+    """
+    db = _existing(evals_fname)
+    with Signals(), db.read() as conn:
+        found = db.format(conn)
+        counts = _count_any(conn, found)
+        if found != CURRENT:
+            return Survey(counts, [], [], time.time())
+        rows: list[tuple[int, str, int, float]] = conn.execute(LIVE_WORKERS_SINCE).fetchall()
+        workers = [Working(*row, not db.locks.is_dead(row[0])) for row in rows]
+        running = conn.execute(RUNNING, {"room": room}).fetchall()
+    return Survey(counts, workers, running, time.time())
+
+
+def rate(evals_fname: str | os.PathLike[str], seen: Survey) -> float | None:
+    """Return how many evaluations were finished per second of late; None if nobody works or too few were.
+
+    In the last 30 s, or a minute, two, four and so on, until there are 10 of them.
+    """
+    living = [worker for worker in seen.workers if worker.alive]
+    if not living:
+        return None
+    db = _existing(evals_fname)
+    ages: Counter[int] = Counter()
+    for updated in _finished_at(db):
+        ages[int(max(seen.at - updated, 0.0) // WINDOW).bit_length()] += 1
+    number = 0
+    since = max(seen.at - min(worker.started for worker in living), 1e-3)
+    for power in range(max(ages, default=-1) + 1):
+        number += ages[power]
+        seconds = WINDOW * 2**power
+        if number >= ENOUGH or seconds >= since:
+            return number / min(seconds, since) or None
+    return None
+
+
+def _finished_at(db: Database) -> Iterator[float]:
+    after = -(2**63)
+    rows: list[Any] = [None]
+    while rows:
+        with Signals(), db.read() as conn:
+            rows = conn.execute(WHEN_FINISHED, {"after": after, "room": ROOM}).fetchall()
+        for after, updated, finished in rows:  # noqa: B007 - the last is where to go on
+            if finished:
+                yield updated
+
+
+def errors(evals_fname: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
+    """Yield name and error of the failed evaluations, in the order of the space."""
+    db = _existing(evals_fname)
+    with Signals(), db.read() as conn:
+        found = db.format(conn)
+    if found != CURRENT:
+        return
+    after = -(2**63)
+    while True:
+        with Signals(), db.read() as conn:
+            facts = {"after": after, "room": ROOM_FOR_ERRORS}
+            rows = conn.execute(FAILED, facts).fetchall()
+        for after, name, error in rows:  # noqa: B007 - the last is where to go on
+            yield name, error or ""
+        if not rows:
+            return
+
+
+def error_of(evals_fname: str | os.PathLike[str], name: str) -> tuple[str, str | None]:
+    """Return the status and the error of one evaluation.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    db = _existing(evals_fname)
+    with Signals(), db.read() as conn:
+        rows = conn.execute(ERROR_OF, {"name": name}).fetchall() if db.format(conn) == CURRENT else []
+    if not rows:
+        raise ValueError(f"{db.path} has no evaluation {name!r}")
+    ((status, error),) = rows
+    return status, error
+
+
+def failures(evals_fname: str | os.PathLike[str], most: int = 1000) -> list[Failure]:
+    """Return the failed evaluations by the last line of their traceback, the most frequent first.
+
+    Of lines that differ each time, numbers in them say, only the first `most` are kept apart.
+    """
+    numbers: Counter[str] = Counter()
+    names: dict[str, list[str]] = {}
+    for name, error in errors(evals_fname):
+        line = _last_line(error) or "no reason was stored"
+        if line not in names and len(names) >= most:
+            line = "others"
+        numbers[line] += 1
+        some = names.setdefault(line, [])
+        if len(some) < 3:
+            some.append(name)
+    return [Failure(line, number, names[line]) for line, number in numbers.most_common()]
+
+
+def results(evals_fname: str | os.PathLike[str], status: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the evaluations as flat dicts: one key for each argument and each key of a dict result.
+
+    Those are ``args.<key>`` for arguments that are a dict, ``args.<index>`` for a list, else ``args``;
+    ``result.<key>`` for a result that is a dict, else ``result``; the others are ``name``, ``status``,
+    ``duration`` (seconds, of what is finished), ``attempt`` and ``worker``.
+    """
+    for e in iter_evals(evals_fname, status):
+        row = {"name": e["name"], "status": e["status"]}
+        _flatten(row, "args", e["args"])
+        if e["status"] == "completed":
+            _flatten(row, "result", e["result"])
+        finished = e["status"] in ("completed", "failed") and e["started"] is not None
+        row["duration"] = e["updated"] - e["started"] if finished else None
+        row["attempt"], row["worker"] = e["attempt"], e["worker"]
+        yield row
+
+
+def _flatten(row: dict[str, Any], key: str, value: Any) -> None:
+    if isinstance(value, dict) and value:
+        row.update((f"{key}.{name}", item) for name, item in value.items())
+    elif isinstance(value, list) and value and key == "args":
+        row.update((f"{key}.{index}", item) for index, item in enumerate(value))
+    else:
+        row[key] = value
+
+
+ENDS = ("duration", "attempt", "worker")
+
+
+def columns(rows: Iterator[dict[str, Any]]) -> list[str]:
+    """Return the keys of all rows: those of the arguments, then of the results, each as they first come."""
+    found: dict[str, None] = {}
+    for row in rows:
+        found.update(dict.fromkeys(row))
+    keys = [key for key in found if key not in ("name", "status", *ENDS)]
+    keys.sort(key=lambda key: not key.startswith("args"))  # keeps the order otherwise
+    return ["name", "status", *keys, *ENDS]
+
+
+def in_order(rows: Iterator[dict[str, Any]], key: str, reverse: bool) -> Iterator[dict[str, Any]]:
+    """Yield the rows sorted by a key: numbers, then text, then those without it. On disk, not in memory."""
+    with tempfile.TemporaryDirectory(prefix="speval-") as folder:
+        conn = sqlite3.connect(os.path.join(folder, "rows"), isolation_level=None)
+        with contextlib.closing(conn):
+            conn.execute("PRAGMA synchronous = OFF")
+            conn.execute("BEGIN")
+            conn.execute("CREATE TABLE rows (key, row TEXT)")
+            conn.executemany("INSERT INTO rows VALUES (?, ?)", _keyed(rows, key))
+            for (row,) in conn.execute(SORT_DOWN if reverse else SORT_UP):
+                yield json.loads(row)
+
+
+SORT_UP = "SELECT row FROM rows ORDER BY key IS NULL, key, rowid"
+SORT_DOWN = "SELECT row FROM rows ORDER BY key IS NULL, key DESC, rowid"
+
+
+def _keyed(rows: Iterator[dict[str, Any]], key: str) -> Iterator[tuple[Any, str]]:
+    for row in rows:
+        value = row.get(key)
+        if isinstance(value, (dict, list)):
+            value = json.dumps(value)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            value = float(value) if abs(value) < 1e308 else str(value)
+        yield value, json.dumps(row)
+
+
+def resolve(key: str, keys: list[str]) -> str:
+    """Return the column that is meant by `key`: itself, or the only one that ends with it.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or several.
+    """
+    if key in keys:
+        return key
+    found = [column for column in keys if column.partition(".")[2] == key]
+    if len(found) == 1:
+        return found[0]
+    what = f"{' and '.join(found)} are" if found else f"there is no column {key!r}, but {', '.join(keys)}"
+    raise ValueError(f"{what}: which?" if found else what)

@@ -1,0 +1,489 @@
+"""The command line, as a user sees it: what it prints, how it ends, and what it leaves alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pathlib
+import pty
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from conftest import LIMIT, Sandbox, until
+
+from speval import count_evals, load_evals, speval
+
+BAD = [3, 7]
+
+
+def command(sandbox: Sandbox, *words: str, code: int = 0) -> str:
+    """Run a command to the end that it should have; return what it printed, errors after the rest."""
+    done = subprocess.run(
+        [sys.executable, "-m", "speval", *words],
+        cwd=sandbox.path,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def func(args: dict[str, int]) -> dict[str, object]:
+    if args["x"] in BAD:
+        raise ValueError(f"bad x\nfor {args['x'] // 10}")
+    return {"loss": (args["x"] - 5) ** 2, "note": "=1+1"}
+
+
+@pytest.fixture
+def evaluated(sandbox: Sandbox) -> Sandbox:
+    speval(func, [{"x": x, "deep": {"a": [x]}} for x in range(10)], sandbox.db)
+    return sandbox
+
+
+class TestErrorsOfUse:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("status", "none.db"),
+            ("results", "none.db"),
+            ("errors", "none.db"),
+            ("retry", "none.db"),
+            ("doctor", "nowhere/none.db"),
+            ("run", "none.py"),
+        ],
+    )
+    def test_what_is_not_there_is_one_line_and_no_file_is_made(
+        self, sandbox: Sandbox, words: tuple[str, ...]
+    ) -> None:
+        assert re.fullmatch(r"speval: .*none?.*\n", command(sandbox, *words, code=2)) or "nowhere" in words[1]
+        assert list(sandbox.path.iterdir()) == []
+
+    @pytest.mark.parametrize("word", ["status", "results", "errors", "retry"])
+    def test_what_is_no_database_of_evaluations_is_left_alone(self, sandbox: Sandbox, word: str) -> None:
+        (sandbox.path / "text.db").write_text("no database, but a text that is long enough to be none" * 50)
+        before = (sandbox.path / "text.db").read_bytes()
+        assert "is not a database" in command(sandbox, word, "text.db", code=2)
+        assert (sandbox.path / "text.db").read_bytes() == before
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            (),
+            ("unknown",),
+            ("results", "evals.db", "--sort", "nothing"),
+            ("results", "evals.db", "--limit", "0"),
+            ("results", "evals.db", "--spreadsheet"),
+            ("results", "evals.db", "--reverse"),
+            ("errors", "evals.db", "99"),
+            ("retry", "evals.db", "99"),
+            ("run", "-n", "0", "evals.db"),
+        ],
+    )
+    def test_a_wrong_command_ends_with_2(self, evaluated: Sandbox, words: tuple[str, ...]) -> None:
+        assert "speval" in command(evaluated, *words, code=2)
+
+    @pytest.mark.parametrize("word", ["run", "status", "results", "errors", "retry", "doctor"])
+    def test_the_help_of_each_command_has_an_example(self, sandbox: Sandbox, word: str) -> None:
+        assert f"example:\n  speval {word} " in command(sandbox, word, "--help")
+
+    def test_a_closed_pipe_is_quiet(self, sandbox: Sandbox) -> None:
+        speval(lambda x: x, range(20_000), sandbox.db)
+        line = f"{sys.executable} -m speval results evals.db --format csv | head -1"
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=sandbox.path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMIT,
+            check=True,
+        )
+        assert done.stdout == "name,status,args,result,duration,attempt,worker\n"
+
+
+class TestResults:
+    def test_csv_has_a_column_for_each_argument_and_each_key_of_a_result(self, evaluated: Sandbox) -> None:
+        rows = list(csv.DictReader(io.StringIO(command(evaluated, "results", "evals.db", "--format", "csv"))))
+        keys = "name status args.x args.deep result.loss result.note duration attempt worker"
+        assert list(rows[0]) == keys.split()
+        assert [row["args.x"] for row in rows] == [str(x) for x in range(10)]
+        assert [row["result.loss"] for row in rows] == [
+            "" if x in BAD else str((x - 5) ** 2) for x in range(10)
+        ]
+        assert json.loads(rows[4]["args.deep"]) == {"a": [4]}
+
+    def test_jsonl_keeps_what_is_nested(self, evaluated: Sandbox) -> None:
+        lines = command(evaluated, "results", "evals.db", "--format", "jsonl", "--status", "completed")
+        rows = [json.loads(line) for line in lines.splitlines()]
+        assert [row["args.deep"]["a"][0] for row in rows] == [x for x in range(10) if x not in BAD]
+
+    def test_a_short_key_sorts_and_what_has_none_comes_last(self, evaluated: Sandbox) -> None:
+        words = ["results", "evals.db", "--sort", "loss", "--format", "jsonl"]
+        names = [json.loads(line)["name"] for line in command(evaluated, *words).splitlines()]
+        assert names == ["5", "4", "6", "2", "8", "1", "9", "0", "3", "7"]
+        reverse = [json.loads(line)["name"] for line in command(evaluated, *words, "--reverse").splitlines()]
+        assert reverse[0] == "0"
+        assert set(reverse[-2:]) == {"3", "7"}
+
+    def test_a_spreadsheet_gets_no_formula(self, evaluated: Sandbox) -> None:
+        printed = command(evaluated, "results", "evals.db", "--format", "csv", "--spreadsheet")
+        assert printed.startswith("\ufeffname,")
+        assert printed.count(",'=1+1,") == 8
+        assert printed.count("=1+1") == 8
+
+    def test_a_limit_shows_the_first(self, evaluated: Sandbox) -> None:
+        lines = command(evaluated, "results", "evals.db", "--limit", "3").splitlines()
+        assert [line.split()[0] for line in lines] == ["name", "0", "1", "2"]
+
+    def test_a_database_of_0_1_1_is_shown_too(self, sandbox: Sandbox) -> None:
+        conn = sqlite3.connect(sandbox.db)
+        conn.execute("CREATE TABLE evals (name, status, updated, result, args)")
+        conn.execute("INSERT INTO evals VALUES ('a', 'completed', 1.0, '7', '[1, 2]')")
+        conn.commit()
+        conn.close()
+        assert command(sandbox, "results", "evals.db", "--format", "csv").splitlines() == [
+            "name,status,args.0,args.1,result,duration,attempt,worker",
+            "a,completed,1,2,7,,0,",
+        ]
+        assert "1 completed" in command(sandbox, "status", "evals.db")
+
+    def test_names_cannot_write_on_the_terminal(self, sandbox: Sandbox) -> None:
+        speval(abs, {"\x1b[2Jname\n": -1}, sandbox.db)
+        assert "\x1b" not in command(sandbox, "results", "evals.db")
+
+
+class TestErrors:
+    def test_failures_are_grouped_by_their_last_line(self, evaluated: Sandbox) -> None:
+        head, line = command(evaluated, "errors", "evals.db", code=1).splitlines()
+        assert head.split() == ["times", "error", "evaluations"]
+        assert re.split(r"\s{2,}", line) == ["2", "for 0", "3, 7"]
+
+    def test_a_whole_traceback_is_shown(self, evaluated: Sandbox) -> None:
+        printed = command(evaluated, "errors", "evals.db", "3", code=1)
+        assert printed == load_evals(evaluated.db)[3]["error"]
+        assert command(evaluated, "errors", "evals.db", "4") == "evaluation 4 is completed\n"
+
+    def test_nothing_failed_is_fine(self, sandbox: Sandbox) -> None:
+        speval(abs, [1], sandbox.db)
+        assert command(sandbox, "errors", "evals.db") == "nothing has failed\n"
+
+
+class TestRetry:
+    def test_what_failed_is_pending_again(self, evaluated: Sandbox) -> None:
+        assert command(evaluated, "retry", "evals.db") == "2 evaluations are pending again\n"
+        assert count_evals(evaluated.db)["pending"] == 2
+
+    def test_some_by_name_and_of_another_status(self, evaluated: Sandbox) -> None:
+        assert command(evaluated, "retry", "evals.db", "3", "4") == "1 evaluation is pending again\n"
+        words = ["retry", "evals.db", "4", "5", "--status", "completed"]
+        assert command(evaluated, *words) == "2 evaluations are pending again\n"
+        assert [e["name"] for e in load_evals(evaluated.db, "pending")] == ["3", "4", "5"]
+
+
+class TestStatus:
+    def test_it_counts_and_names_who_runs_what_and_who_is_dead(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    if x == 1:
+        raise ValueError("one")
+    note(x)
+    if x >= 2:
+        wait_for("go")
+
+speval(func, range(5), "evals.db")
+"""
+        killed, living = sandbox.start(script), sandbox.start(script)
+        until(lambda: {"2", "3"} <= set(sandbox.calls()))
+        killed.kill()
+        killed.wait(LIMIT)
+        printed = command(sandbox, "status", "evals.db", code=1)
+        assert re.search(r"\[#+\.+\] 2/5\n", printed)
+        for words in "1 pending", "2 in_progress", "1 completed", "1 failed", "ValueError: one":
+            assert words in printed
+        assert re.search(rf"\S+ +{killed.pid} +dead +\d{{4}}-", printed)
+        assert re.search(rf"\S+ +{living.pid} +alive +\d{{4}}-", printed)
+        assert re.search(rf"[23] +\d+ s +\S+ +{living.pid}\n", printed)
+        sandbox.touch("go")
+        sandbox.end(living)
+
+    def test_it_is_told_how_fast_it_goes_and_how_long_it_takes(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    note(x)
+    if x == 30:
+        wait_for("go")
+    time.sleep(0.01)
+
+speval(func, range(40), "evals.db")
+"""
+        instance = sandbox.start(script)
+        until(lambda: len(sandbox.calls()) == 31)
+        until(lambda: count_evals(sandbox.db)["completed"] >= 30)
+        assert re.search(r"rate [\d.]+/s, \d+ \S+.* left\n", command(sandbox, "status", "evals.db"))
+        sandbox.touch("go")
+        sandbox.end(instance)
+
+    def test_watching_ends_when_all_is_finished(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    note(x)
+    wait_for("go")
+
+speval(func, range(2), "evals.db")
+"""
+        instance = sandbox.start(script)
+        until(sandbox.calls)
+        watch = subprocess.Popen(
+            [sys.executable, "-m", "speval", "status", "evals.db", "--watch"],
+            cwd=sandbox.path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        sandbox.instances.append(watch)
+        assert watch.stdout is not None
+        assert "0/2" in watch.stdout.readline()
+        sandbox.touch("go")
+        sandbox.end(instance)
+        printed, _ = watch.communicate(timeout=LIMIT)
+        assert watch.returncode == 0
+        assert "2/2" in printed
+
+    def test_every_command_works_while_many_write(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    if x % 1000 == 0:
+        note(x)
+    return 1 // (x % 7)
+
+speval(func, range(60_000), "evals.db", n_jobs=8, max_failures=None)
+"""
+        instance = sandbox.start(script)
+        until(sandbox.calls)
+        for _ in range(3):
+            command(sandbox, "status", "evals.db", code=1)
+            command(sandbox, "errors", "evals.db", code=1)
+            command(sandbox, "results", "evals.db", "--limit", "5", "--sort", "name")
+            command(sandbox, "doctor", "evals.db")
+        sandbox.end(instance)
+        assert sum(count_evals(sandbox.db).values()) == 60_000
+
+
+class TestDoctor:
+    def test_locks_of_two_processes_and_the_database_are_tried(self, evaluated: Sandbox) -> None:
+        before = sorted(path.name for path in evaluated.path.iterdir())
+        printed = command(evaluated, "doctor", "evals.db")
+        for what in "Python", "SQLite", "mount", "space left", "locks", "format", "integrity_check":
+            assert re.search(rf"^ok {what} ", printed, re.MULTILINE)
+        assert sorted(path.name for path in evaluated.path.iterdir()) == before
+
+    def test_a_damaged_database_is_a_bad_answer(self, evaluated: Sandbox) -> None:
+        size = os.path.getsize(evaluated.db)
+        with open(evaluated.db, "r+b") as file:
+            file.seek(size // 2)
+            file.write(b"\xff" * (size // 4))
+        assert re.search(
+            r"^no (integrity_check|database) ", command(evaluated, "doctor", "evals.db", code=1), re.M
+        )
+
+    def test_a_lock_that_is_held_elsewhere_is_seen_and_when_killed_gone(self, sandbox: Sandbox) -> None:
+        hold = subprocess.Popen(
+            [sys.executable, "-m", "speval", "doctor", "--hold", "."],
+            cwd=sandbox.path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        sandbox.instances.append(hold)
+        until((sandbox.path / ".speval-doctor").exists)
+        until((sandbox.path / ".speval-doctor").read_text)
+        assert f"process {hold.pid} on " in command(sandbox, "doctor", ".")
+        hold.kill()
+        hold.wait(LIMIT)
+        assert "which was killed, are gone" in command(sandbox, "doctor", ".")
+        assert list(sandbox.path.iterdir()) == []
+
+    def test_holding_ends_with_ctrl_c_and_leaves_nothing(self, sandbox: Sandbox) -> None:
+        hold = subprocess.Popen(
+            [sys.executable, "-m", "speval", "doctor", "--hold", "."],
+            cwd=sandbox.path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        sandbox.instances.append(hold)
+        until((sandbox.path / ".speval-doctor").exists)
+        hold.send_signal(signal.SIGINT)
+        sandbox.end(hold, -signal.SIGINT)
+        assert list(sandbox.path.iterdir()) == []
+
+
+class TestRun:
+    def start(self, sandbox: Sandbox, code: str, *words: str) -> subprocess.Popen[str]:
+        (sandbox.path / "script.py").write_text("import os, signal, sys, time\nfrom speval import *\n" + code)
+        run = subprocess.Popen(
+            [sys.executable, "-m", "speval", "run", *words],
+            cwd=sandbox.path,
+            env={k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        sandbox.instances.append(run)
+        return run
+
+    def test_instances_share_the_work_and_their_lines_are_numbered(self, sandbox: Sandbox) -> None:
+        code = "speval(lambda x: print('at', x), range(30), 'evals.db')\nprint(sys.argv[1:])\n"
+        printed = sandbox.end(
+            self.start(sandbox, code, "-n", "3", "script.py", "-n", "7", "--x")
+        ).splitlines()
+        lines = [line for line in printed if line.startswith("[") and line[1].isdigit()]
+        assert sorted(int(line.split()[-1]) for line in lines if " at " in line) == list(range(30))
+        assert [line[4:] for line in lines if "--x" in line] == ["['-n', '7', '--x']"] * 3
+        assert printed[-1].endswith("] 30/30, 0 workers") or "30/30, 0 workers, " in printed[-1]
+
+    @pytest.mark.parametrize(("words", "threads"), [((), None), (("--threads", "3"), "3")])
+    def test_libraries_get_their_part_of_the_threads(
+        self, sandbox: Sandbox, words: tuple[str, ...], threads: str | None
+    ) -> None:
+        code = "print('threads', os.environ['OMP_NUM_THREADS'], os.environ['OPENBLAS_NUM_THREADS'])\n"
+        printed = sandbox.end(self.start(sandbox, code, "-n", "1", *words, "script.py"))
+        threads = threads or str(len(os.sched_getaffinity(0)))
+        assert f"[1] threads {threads} {threads}\n" in printed
+
+    def test_a_failed_evaluation_or_instance_is_a_bad_end(self, sandbox: Sandbox) -> None:
+        code = "speval(lambda x: 1 / x, range(2), 'evals.db')\n"
+        sandbox.end(self.start(sandbox, code, "-n", "1", "script.py"), 1)
+        printed = sandbox.end(self.start(sandbox, "sys.exit(3)\n", "-n", "1", "script.py"), 1)
+        assert "speval: instance 1 ended with exit code 3" in printed
+
+    def test_a_killed_instance_is_started_again(self, sandbox: Sandbox) -> None:
+        code = """
+def func(x):
+    if x == 2 and current_eval()["attempt"] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+speval(func, range(5), "evals.db")
+"""
+        printed = sandbox.end(self.start(sandbox, code, "-n", "1", "script.py"))
+        assert "speval: instance 1 was killed by SIGKILL: it is started again in 1 s" in printed
+        assert sandbox.column("result") == list(range(5))
+
+    def test_one_megabyte_without_a_newline_is_passed_on(self, sandbox: Sandbox) -> None:
+        code = "sys.stdout.write('x' * 1_000_000)\nsys.stdout.flush()\nprint('end')\n"
+        printed = sandbox.end(self.start(sandbox, code, "-n", "2", "script.py"))
+        lines = [line for line in printed.splitlines() if line.startswith("[1] ")]
+        assert "".join(line[4:] for line in lines) == "x" * 1_000_000 + "end"
+
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("n_jobs", [1, 2])
+    def test_an_interrupt_is_passed_on_and_all_is_released(
+        self, sandbox: Sandbox, signum: signal.Signals, n_jobs: int
+    ) -> None:
+        code = f"""
+def func(x):
+    with open("calls", "a") as calls:
+        calls.write("x\\n")
+    time.sleep(1000)
+
+speval(func, range(9), "evals.db", n_jobs={n_jobs})
+"""
+        run = self.start(sandbox, code, "-n", "2", "script.py")
+        until(lambda: len(sandbox.calls()) == 2 * n_jobs)
+        run.send_signal(signum)
+        sandbox.end(run, -signum)
+        assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 9
+
+    def test_instances_do_not_outlive_it(self, sandbox: Sandbox) -> None:
+        code = """
+def func(x):
+    with open("calls", "a") as calls:
+        calls.write("x\\n")
+    time.sleep(1000)
+
+speval(func, range(9), "evals.db")
+"""
+        run = self.start(sandbox, code, "-n", "2", "script.py")
+        until(lambda: len(sandbox.calls()) == 2)
+        run.kill()
+        run.wait(LIMIT)
+        until(lambda: count_evals(sandbox.db)["in_progress"] == 0)
+
+    def test_the_third_ctrl_c_ends_what_does_not_end(self, sandbox: Sandbox) -> None:
+        code = """
+def heed(*args):
+    with open("calls", "a") as calls:
+        calls.write("told\\n")
+
+signal.signal(signal.SIGINT, heed)
+heed()
+while True:
+    time.sleep(1000)
+"""
+        run = self.start(sandbox, code, "-n", "1", "script.py")
+        for number in range(1, 4):
+            until(lambda: len(sandbox.calls()) >= number)  # noqa: B023 - it is called at once
+            run.send_signal(signal.SIGINT)
+        sandbox.end(run, -signal.SIGINT)
+
+    def test_its_progress_is_shown_on_a_terminal_under_what_is_printed(self, sandbox: Sandbox) -> None:
+        (sandbox.path / "script.py").write_text(
+            "import time\nfrom speval import *\n"
+            "speval(lambda x: (time.sleep(0.05), print('did', x)), range(20), 'evals.db')\n"
+        )
+        ours, theirs = pty.openpty()
+        run = subprocess.Popen(
+            [sys.executable, "-m", "speval", "run", "-n", "2", "script.py"],
+            cwd=sandbox.path,
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        sandbox.instances.append(run)  # type: ignore[arg-type]
+        shown = b""
+        while True:
+            try:
+                shown += os.read(ours, 10_000)
+            except OSError:
+                break
+        os.close(ours)
+        assert run.wait(LIMIT) == 0
+        lines = [re.split(r"\r+", line.rstrip("\r"))[-1] for line in shown.decode().split("\n")]
+        assert sum(bool(re.fullmatch(r"\[[12]\] did \d+", line)) for line in lines) == 20
+        assert "] 20/20, 0 workers, " in lines[-2]
+
+
+def test_the_module_and_the_installed_command_are_the_same() -> None:
+    path = pathlib.Path(sys.executable).with_name("speval")
+    assert path.exists()
+    shown = [
+        subprocess.run([*start, "--help"], stdout=subprocess.PIPE, timeout=LIMIT, check=True).stdout
+        for start in ([str(path)], [sys.executable, "-m", "speval"])
+    ]
+    assert shown[0] == shown[1]
+
+
+def test_times_are_said_as_a_person_would() -> None:
+    from speval.progress import Rate, duration, line
+
+    said = [duration(s) for s in (0, 59.9, 61, 601, 3700, 90_000)]
+    assert said == ["0 s", "59 s", "1 min 1 s", "10 min", "1 h 1 min", "1 d 1 h"]
+    rate = Rate()
+    assert rate.learn(0.0, 0) is None
+    assert rate.learn(10.0, 100) == 10.0
+    for second in range(11, 100):
+        rate.learn(float(second), 100 + second)
+    assert rate.learn(100.0, 200) == pytest.approx(1.0, rel=0.1)
+    counts = {"pending": 5, "in_progress": 1, "completed": 3, "failed": 1}
+    assert line(counts, 2, 0.01, 120).endswith("] 4/10, 1 failed, 2 workers, 36/h, 10 min left")
+    assert len(line(counts, 2, 0.01, 40)) < 40

@@ -1,0 +1,582 @@
+"""Worker processes of one instance: started, replaced, ended in time, and never left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pathlib
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import pytest
+from conftest import LIMIT, PRELUDE, Sandbox, until
+
+import speval.jobs
+from speval import SpevalError, count_evals, load_evals
+from speval import speval as run
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def pids(sandbox: Sandbox, number: int) -> list[int]:
+    """Wait until so many calls are noted; return the last word of each, a process."""
+    until(lambda: len(sandbox.calls()) >= number)
+    return [int(call.split()[-1]) for call in sandbox.calls()]
+
+
+class TestProcesses:
+    def test_lambdas_and_closures_are_evaluated_in_processes_of_their_own(self, sandbox: Sandbox) -> None:
+        factor = 3
+        counts = run(lambda x: [x * factor, os.getpid()], range(50), sandbox.db, n_jobs=4)
+        assert counts == {"pending": 0, "in_progress": 0, "completed": 50, "failed": 0}
+        results = sandbox.column("result")
+        assert [x for x, _ in results] == [3 * x for x in range(50)]
+        assert os.getpid() not in {pid for _, pid in results}
+        assert multiprocessing.active_children() == []
+
+    def test_as_many_work_at_a_time_as_were_asked_for(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    note(x, os.getpid())
+    wait_for("go")
+
+speval(func, range(5), "evals.db", n_jobs=3)
+"""
+        instance = sandbox.start(script)
+        assert len(set(pids(sandbox, 3))) == 3
+        assert count_evals(sandbox.db)["in_progress"] == 3
+        sandbox.touch("go")
+        sandbox.end(instance)
+        assert len(sandbox.calls()) == 5
+
+    def test_instances_with_processes_share_one_database(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    note(x)
+    time.sleep(0.001)
+
+print(speval(func, range(300), "evals.db", n_jobs=2))
+"""
+        instances = [sandbox.start(script) for _ in range(3)]
+        for instance in instances:
+            assert "'completed': 300" in sandbox.end(instance)
+        assert Counter(sandbox.calls()) == {str(x): 1 for x in range(300)}
+
+    def test_func_may_have_processes_of_its_own(self, sandbox: Sandbox) -> None:
+        script = """
+import multiprocessing
+
+def func(x):
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return pool.map(abs, [x, -x])
+
+speval(func, [1, 2], "evals.db", n_jobs=2)
+print(load_evals("evals.db")[1]["result"])
+"""
+        assert sandbox.run(script) == "[2, 2]\n"
+
+    def test_numpy_draws_other_numbers_in_each(self, sandbox: Sandbox) -> None:
+        script = """
+import numpy
+
+def func(x):
+    note(x)
+    while sum(os.path.exists(f"at {other}") for other in range(2)) < 2:
+        open(f"at {x}", "w").close()
+        time.sleep(0.01)
+    return numpy.random.rand()
+
+numpy.random.seed(0)
+speval(func, range(2), "evals.db", n_jobs=2)
+"""
+        sandbox.run(script)
+        assert len(set(sandbox.column("result"))) == 2
+
+    def test_a_func_that_closes_all_descriptors_costs_no_hang(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    os.closerange(3, 400)
+    return x
+
+speval(func, range(20), "evals.db", n_jobs=2)
+"""
+        sandbox.run(script)
+        assert sandbox.column("result") == list(range(20))
+
+    def test_ignored_ends_of_children_are_noticed(self, sandbox: Sandbox) -> None:
+        script = """
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+speval(abs, range(20), "evals.db", n_jobs=2)
+"""
+        sandbox.run(script)
+        assert sandbox.column("result") == list(range(20))
+
+    def test_a_daemonic_process_is_told_that_it_may_have_none(self, sandbox: Sandbox) -> None:
+        script = """
+import multiprocessing
+
+def start():
+    speval(abs, [1], "evals.db", n_jobs=2)
+
+process = multiprocessing.get_context("fork").Process(target=start, daemon=True)
+process.start()
+process.join()
+"""
+        assert "SpevalError: a daemonic process may not start others" in sandbox.run(script)
+
+
+class TestArguments:
+    @pytest.mark.parametrize("n_jobs", [0, -2])
+    def test_a_number_that_makes_no_sense_is_refused(self, sandbox: Sandbox, n_jobs: int) -> None:
+        with pytest.raises(ValueError, match="n_jobs has to be at least 1, or -1 for one per CPU"):
+            run(abs, [1], sandbox.db, n_jobs=n_jobs)
+        assert not os.path.exists(sandbox.db)
+
+    @pytest.mark.parametrize("n_jobs", [None, 2.0, True, "2"])
+    def test_what_is_no_number_is_refused(self, sandbox: Sandbox, n_jobs: int) -> None:
+        with pytest.raises(TypeError, match="n_jobs has to be an int"):
+            run(abs, [1], sandbox.db, n_jobs=n_jobs)
+
+    def test_minus_one_is_one_for_each_cpu_of_the_affinity(self, sandbox: Sandbox) -> None:
+        script = """
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+print(speval(lambda x: os.getpid(), range(20), "evals.db", n_jobs=-1)["completed"])
+"""
+        assert sandbox.run(script) == "20\n"
+        assert len(set(sandbox.column("result"))) == 1
+
+    @pytest.mark.parametrize(
+        ("table", "files", "quotas"),
+        [
+            ("0::/\n", {"cpu.max": "150000 100000"}, [2]),
+            ("0::/\n", {"cpu.max": "max 100000"}, []),
+            ("0::/a/b\n", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "300000 100000"}, [3, 1]),
+            ("0::/gone/on/the/host\n", {"cpu.max": "400000 100000"}, [4]),
+            (
+                "3:memory:/x\n2:cpu,cpuacct:/x\n",
+                {"cpu/x/cpu.cfs_quota_us": "250000", "cpu/x/cpu.cfs_period_us": "100000"},
+                [3],
+            ),
+            ("2:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, []),
+        ],
+    )
+    def test_the_quota_of_a_cgroup_counts(
+        self, tmp_path: pathlib.Path, table: str, files: dict[str, str], quotas: list[int]
+    ) -> None:
+        for name, text in files.items():
+            (tmp_path / "mount" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "mount" / name).write_text(text + "\n")
+        (tmp_path / "table").write_text(table)
+        assert list(speval.jobs._quotas(str(tmp_path / "table"), str(tmp_path / "mount"))) == quotas
+
+
+class TestDeath:
+    @pytest.mark.parametrize(
+        ("death", "how"),
+        [
+            ("os._exit(0)", "ended with exit code 0"),
+            ("os.kill(os.getpid(), signal.SIGKILL)", "died of SIGKILL"),
+            ("import ctypes; ctypes.string_at(0)", "died of SIGSEGV"),
+        ],
+    )
+    def test_what_kills_its_process_fails_and_all_else_is_done(
+        self, sandbox: Sandbox, death: str, how: str
+    ) -> None:
+        script = f"""
+def func(x):
+    note(x)
+    if x == 3:
+        {death}
+    return x
+
+speval(func, range(50), "evals.db", n_jobs=2)
+"""
+        assert len(re.findall(rf"worker process \d+ {how}", sandbox.run(script))) == 3
+        assert count_evals(sandbox.db)["completed"] == 49
+        (failed,) = load_evals(sandbox.db, "failed")
+        assert (failed["name"], failed["losses"]) == ("3", 3)
+        assert sandbox.calls().count("3") == 3
+
+    def test_a_process_that_somebody_terminates_is_replaced_without_a_loss(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    note(x, os.getpid())
+    wait_for("go")
+
+speval(func, [0], "evals.db", n_jobs=1 + 1)
+"""
+        instance = sandbox.start(script)
+        os.kill(pids(sandbox, 1)[0], signal.SIGTERM)
+        pids(sandbox, 2)
+        sandbox.touch("go")
+        assert "died of SIGTERM" in sandbox.end(instance)
+        assert sandbox.column("losses") == [0]
+
+    def test_processes_that_die_at_once_are_not_started_for_ever(self, sandbox: Sandbox) -> None:
+        script = """
+import speval.jobs
+speval.jobs._main = lambda *args: os._exit(7)
+try:
+    speval.speval(abs, [1], "evals.db", n_jobs=2)
+except speval.SpevalError as exc:
+    print("SpevalError:", exc)
+"""
+        assert "SpevalError: worker processes end before they begin" in sandbox.run(
+            "import speval\n" + script
+        )
+        assert sandbox.column("status") == ["pending"]
+
+
+class TestTimeout:
+    @pytest.mark.parametrize(
+        "hang",
+        [
+            "time.sleep(1000)",
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)",
+            "import ctypes; ctypes.PyDLL(None).sleep(1000)",  # holds the GIL
+        ],
+    )
+    def test_an_evaluation_past_it_is_ended_and_costs_that_one(self, sandbox: Sandbox, hang: str) -> None:
+        script = f"""
+def func(x):
+    note(x, os.getpid())
+    if x == 1:
+        {hang}
+    return x
+
+speval(func, range(4), "evals.db", timeout=0.5, n_jobs=2, max_attempts=2)
+"""
+        assert sandbox.run(script).count("has run past 0.5 s") == 2
+        assert sandbox.column("status") == ["completed", "failed", "completed", "completed"]
+        assert sandbox.column("losses") == [0, 2, 0, 0]
+        hung = [int(call.split()[1]) for call in sandbox.calls() if call.startswith("1 ")]
+        assert len(hung) == 2
+        assert not any(map(is_alive, hung))
+
+    def test_many_evaluations_shorter_than_it_are_no_long_one(self, sandbox: Sandbox) -> None:
+        run(lambda x: x, range(20_000), sandbox.db, timeout=0.2, n_jobs=2)
+        assert sum(sandbox.column("losses")) == 0
+
+    def test_a_hung_process_is_killed_also_if_another_instance_reclaimed_first(
+        self, sandbox: Sandbox
+    ) -> None:
+        script = """
+def func(x):
+    note(os.getpid())
+    if sys.argv[1] == "hang":
+        time.sleep(1000)
+    return sys.argv[1]
+
+speval(func, [0], "evals.db", timeout=float(sys.argv[2]), n_jobs=2)
+"""
+        hung = sandbox.start(script, "hang", "4")
+        (pid,) = pids(sandbox, 1)
+        quick = sandbox.start(script, "quick", "0.1")
+        sandbox.end(quick)
+        assert sandbox.column("result") == ["quick"]
+        assert is_alive(pid)
+        assert "has run past 4 s" in sandbox.end(hung)
+        assert not is_alive(pid)
+        assert (sandbox.column("result"), sandbox.column("losses")) == (["quick"], [1])
+
+
+class TestEnd:
+    SLEEPS = """
+def func(x):
+    note(x, os.getpid())
+    time.sleep(1000)
+
+speval(func, range(4), "evals.db", n_jobs=2)
+"""
+
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_an_interrupt_releases_all_without_a_loss(self, sandbox: Sandbox, signum: signal.Signals) -> None:
+        instance = sandbox.start(self.SLEEPS)
+        workers = pids(sandbox, 2)
+        output = sandbox.end_by(instance, signum)
+        assert not any(map(is_alive, workers))
+        assert output.count("Traceback") == (signum == signal.SIGINT)
+        assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 4
+
+    def test_a_second_interrupt_does_not_wait_for_a_process_that_ignores_the_first(
+        self, sandbox: Sandbox
+    ) -> None:
+        script = """
+def func(x):
+    signal.signal(signal.SIGTERM, lambda *args: note("told", os.getpid()))
+    note(x, os.getpid())
+    while True:
+        time.sleep(1000)
+
+speval(func, [0, 1], "evals.db", n_jobs=2)
+"""
+        instance = sandbox.start(script)
+        workers = pids(sandbox, 2)
+        instance.send_signal(signal.SIGINT)
+        pids(sandbox, 4)
+        instance.send_signal(signal.SIGINT)
+        sandbox.end(instance, -signal.SIGINT)
+        assert not any(map(is_alive, workers))
+
+    @pytest.mark.parametrize("tie", ["", "speval.jobs.die_with_parent = lambda signum: False"])
+    def test_no_process_outlives_its_killed_parent(self, sandbox: Sandbox, tie: str) -> None:
+        instance = sandbox.start(f"import speval.jobs\n{tie}\nfrom speval import speval\n{self.SLEEPS}")
+        workers = pids(sandbox, 2)
+        sandbox.end_by(instance, signal.SIGKILL)
+        until(lambda: not any(map(is_alive, workers)))
+
+    def test_exit_in_func_ends_the_instance(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    note(x, os.getpid())
+    if x == 0:
+        wait_for("go")
+        sys.exit(5)
+    time.sleep(1000)
+
+speval(func, range(2), "evals.db", n_jobs=2)
+"""
+        instance = sandbox.start(script)
+        workers = pids(sandbox, 2)
+        sandbox.touch("go")
+        assert sandbox.end(instance, 5) == ""
+        assert not any(map(is_alive, workers))
+        assert sandbox.column("status") == ["pending", "pending"]
+
+    def test_a_process_whose_first_evaluations_all_fail_stops_all(self, sandbox: Sandbox) -> None:
+        with pytest.raises(SpevalError, match="first 3 evaluations of this instance all failed"):
+            run(lambda x: 1 / 0, range(100), sandbox.db, n_jobs=2, max_failures=3)
+        counts = count_evals(sandbox.db)
+        assert counts["failed"] <= 6
+        assert counts["in_progress"] == 0
+
+    def test_what_cannot_be_pickled_is_raised_as_its_traceback(self, sandbox: Sandbox) -> None:
+        script = """
+class Odd(SystemExit):
+    def __init__(self, a, b):
+        super().__init__("an odd end")
+
+def func(x):
+    raise Odd(1, 2)
+
+try:
+    speval(func, [1], "evals.db", n_jobs=2)
+except RuntimeError as exc:
+    print(str(exc).splitlines()[-1].rpartition(".")[2])
+"""
+        assert sandbox.run(script) == "Odd: an odd end\n"
+
+
+class TestTwoLevels:
+    SCRIPT = """
+def inner(x):
+    note("inner", x, os.getpid())
+    time.sleep(1000 if sys.argv[1] == "sleep" else 0.01)
+    return x
+
+def outer(x):
+    note("outer", x, os.getpid())
+    return speval(inner, range(6), f"inner_{x}.db", n_jobs=2)["completed"]
+
+speval(outer, range(2), "evals.db", n_jobs=2)
+"""
+
+    def test_func_may_call_speval_with_processes_on_another_database(self, sandbox: Sandbox) -> None:
+        sandbox.run(self.SCRIPT, "go on")
+        assert sandbox.column("result") == [6, 6]
+
+    @pytest.mark.parametrize("level", ["top", "middle"])
+    def test_no_process_of_any_level_outlives_a_killed_one_above(self, sandbox: Sandbox, level: str) -> None:
+        instance = sandbox.start(self.SCRIPT, "sleep")
+        until(lambda: sum("inner" in call for call in sandbox.calls()) >= 4)
+        below = [int(call.split()[-1]) for call in sandbox.calls()]
+        middle = next(int(call.split()[-1]) for call in sandbox.calls() if call.startswith("outer 0 "))
+        if level == "top":
+            sandbox.end_by(instance, signal.SIGKILL)
+            until(lambda: not any(map(is_alive, below)))
+        else:
+            its_own = [pid for pid in below if _parent(pid) == middle]
+            assert len(its_own) == 2
+            os.kill(middle, signal.SIGKILL)
+            until(lambda: not any(map(is_alive, its_own)))
+            until(lambda: sum("outer 0" in call for call in sandbox.calls()) == 2)
+            sandbox.end_by(instance, signal.SIGINT)
+
+    def test_an_interrupt_ends_all_levels_and_releases_all(self, sandbox: Sandbox) -> None:
+        instance = sandbox.start(self.SCRIPT, "sleep")
+        until(lambda: sum("inner" in call for call in sandbox.calls()) >= 4)
+        output = sandbox.end_by(instance, signal.SIGINT)
+        assert output.count("Traceback") <= 1
+        assert not any(is_alive(int(call.split()[-1])) for call in sandbox.calls())
+        for name in "evals.db", "inner_0.db", "inner_1.db":
+            rows = load_evals(sandbox.path / name)
+            assert {(row["status"], row["losses"]) for row in rows} == {("pending", 0)}
+
+
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as stat:
+        return int(stat.read().rpartition(")")[2].split()[1])
+
+
+class TestStartMethods:
+    MODULE = "def double(x):\n    return 2 * x\n"
+
+    def test_threads_of_the_process_are_named_with_the_way_out(self, sandbox: Sandbox) -> None:
+        over = threading.Event()
+        thread = threading.Thread(target=over.wait, args=(LIMIT,), name="my thread")
+        thread.start()
+        try:
+            with pytest.raises(SpevalError, match=r"\(my thread\).*Start them later.*set_start_method"):
+                run(abs, [1], sandbox.db, n_jobs=2)
+        finally:
+            over.set()
+            thread.join()
+        assert run(abs, [1], sandbox.db, n_jobs=2)["completed"] == 1
+
+    def test_a_fork_beside_threads_that_the_user_asked_for_is_done(self, sandbox: Sandbox) -> None:
+        script = """
+import multiprocessing
+multiprocessing.set_start_method("fork")
+over = threading.Event()
+threading.Thread(target=over.wait).start()
+print(speval(lambda x: x, [1], "evals.db", n_jobs=2)["completed"])
+over.set()
+"""
+        assert sandbox.run(script) == "1\n"
+
+    @pytest.mark.parametrize("method", ["spawn", "forkserver"])
+    def test_other_start_methods_work_for_what_can_be_imported(self, sandbox: Sandbox, method: str) -> None:
+        script = f"""
+import multiprocessing
+
+def double(x):
+    return 2 * x
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("{method}")
+    speval(double, range(20), "evals.db", n_jobs=2)
+"""
+        sandbox.run(script)
+        assert sandbox.column("result") == [2 * x for x in range(20)]
+
+    def test_a_lambda_for_spawn_is_refused_with_the_way_out(self, sandbox: Sandbox) -> None:
+        script = """
+import multiprocessing
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    try:
+        speval(lambda x: x, [1], "evals.db", n_jobs=2)
+    except SpevalError as exc:
+        print(exc)
+"""
+        assert "define it with def, at the top of a script or module" in sandbox.run(script)
+
+    def test_a_script_for_spawn_without_a_guard_is_told_so(self, sandbox: Sandbox) -> None:
+        script = """
+import multiprocessing
+multiprocessing.set_start_method("spawn", force=True)
+
+def double(x):
+    return 2 * x
+
+speval(double, [1], "evals.db", n_jobs=2)
+"""
+        output = sandbox.end(sandbox.start(script), 1)
+        assert "SpevalError: worker processes end before they begin" in output.splitlines()[-1]
+        assert "__name__ == '__main__'" in output.splitlines()[-1]
+
+
+class TestTerminal:
+    def start(self, sandbox: Sandbox, code: str) -> tuple[subprocess.Popen[bytes], int]:
+        """Start a script in a terminal of its own; return it and the other end of the terminal."""
+        script = sandbox.path / "terminal.py"
+        script.write_text(PRELUDE + code)
+        ours, theirs = pty.openpty()
+        env = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
+        with open(os.devnull, "wb") as null:
+            instance = subprocess.Popen(
+                [sys.executable, "-c", TERMINAL, str(script)],
+                cwd=sandbox.path,
+                env=env,
+                stdin=theirs,
+                stdout=null,
+                stderr=theirs,
+                start_new_session=True,
+            )
+        os.close(theirs)
+        sandbox.instances.append(instance)  # type: ignore[arg-type]
+        return instance, ours
+
+    @staticmethod
+    def read(terminal: int) -> str:
+        """Return all that is written until the other side is closed."""
+        text = b""
+        while True:
+            try:
+                more = os.read(terminal, 10_000)
+            except OSError:  # what Linux says at the end
+                more = b""
+            if not more:
+                os.close(terminal)
+                return text.decode()
+            text += more
+
+    @pytest.mark.parametrize("n_jobs", [1, 3])
+    def test_progress_is_one_line_that_is_rewritten(self, sandbox: Sandbox, n_jobs: int) -> None:
+        script = f"""
+def func(x):
+    if x == 7:
+        raise ValueError("seven")
+    if x == 19:
+        wait_for("go")
+
+speval(func, range(20), "evals.db", n_jobs={n_jobs}, progress=True)
+"""
+        instance, terminal = self.start(sandbox, script)
+        shown = b""
+        while b"19/20, 1 failed, " not in shown:
+            shown += os.read(terminal, 10_000)
+        sandbox.touch("go")
+        shown += self.read(terminal).encode()
+        assert instance.wait(LIMIT) == 0
+        lines = [line for line in shown.decode().split("\r\n") if "/20" in line]
+        last = lines[-1].split("\r")[-1]
+        assert last.startswith("[####")
+        assert "] 20/20, 1 failed, 0 workers" in last
+        assert "evaluation 7 failed: ValueError: seven" in shown.decode()
+
+    @pytest.mark.parametrize("n_jobs", [1, 2])
+    def test_ctrl_c_ends_all_with_one_traceback_and_releases(self, sandbox: Sandbox, n_jobs: int) -> None:
+        script = f"""
+def func(x):
+    note(x, os.getpid())
+    time.sleep(1000)
+
+speval(func, range(4), "evals.db", n_jobs={n_jobs}, progress=True)
+"""
+        instance, terminal = self.start(sandbox, script)
+        workers = pids(sandbox, n_jobs)
+        os.write(terminal, b"\x03")
+        assert self.read(terminal).count("Traceback") == 1
+        assert instance.wait(LIMIT) == -signal.SIGINT
+        assert not any(map(is_alive, workers))
+        assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 4
+
+
+TERMINAL = """
+import fcntl, os, runpy, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, sys.argv[1]])
+"""
