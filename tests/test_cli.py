@@ -204,6 +204,8 @@ speval(func, range(5), "evals.db")
 """
         killed, living = sandbox.start(script), sandbox.start(script)
         until(lambda: {"2", "3"} <= set(sandbox.calls()))
+        stored = {"pending": 1, "in_progress": 2, "completed": 1, "failed": 1}
+        until(lambda: count_evals(sandbox.db) == stored)
         killed.kill()
         killed.wait(LIMIT)
         printed = command(sandbox, "status", "evals.db", code=1)
