@@ -53,6 +53,8 @@ def duration(seconds: float) -> str:
 
 def speed(rate: float) -> str:
     """Return a number per second, or per hour where that says more."""
+    if rate >= 100:
+        return f"{rate:,.0f}/s"
     return f"{rate:.3g}/s" if rate >= 0.1 else f"{rate * 3600:.3g}/h"
 
 
