@@ -25,15 +25,16 @@ from .speval import STATUSES, SpevalError, reset_evals
 __all__ = ["main"]
 
 WATCH = 2.0  # seconds between two looks
-NARROW = 8  # a column is cut to this before others are left out
+NARROW = 6  # a column is cut to this before others are left out
 SEEN = 1000  # rows by which the columns of a table get their widths
 COLORS = {"completed": "32", "failed": "31", "in_progress": "33", "dead": "31", "no": "31", "ok": "32"}
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet takes for the start of a formula
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # what a spreadsheet takes for the start of a formula
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
     try:
+        _prepare_output()
         args = _parser().parse_args(argv)
         code: int = args.command(args)
         sys.stdout.flush()
@@ -49,6 +50,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"speval: {_one_line(exc)}", file=sys.stderr)
         return 2
     return code
+
+
+def _prepare_output() -> None:
+    """Let there be somewhere to write to, and no character that cannot be written."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _one_line(exc: Exception) -> str:
@@ -161,7 +170,8 @@ def _status(args: argparse.Namespace) -> int:
 
 def _describe(db: str, seen: Any, rate: float | None, failures: list[Any]) -> Iterator[str]:
     finished = seen.total - seen.left
-    yield f"{db} {bar(finished, seen.total, 30)} {finished}/{seen.total}"
+    room = shutil.get_terminal_size().columns - len(f"{db}  {finished}/{seen.total}") - 3
+    yield f"{db} {bar(finished, seen.total, max(1, min(room, 30)))} {finished}/{seen.total}"
     for status, number in seen.counts.items():
         yield _painted(f"{number:>10} {status}", status if number else "")
     if rate:
@@ -236,7 +246,7 @@ def _print_csv(keys: list[str], rows: Iterable[dict[str, Any]], args: argparse.N
     tame = _tame if args.spreadsheet else str
     if args.spreadsheet:
         sys.stdout.write("\ufeff")  # by which it knows that this is UTF-8
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(sys.stdout, quoting=csv.QUOTE_ALL if args.spreadsheet else csv.QUOTE_MINIMAL)
     writer.writerow([tame(key) for key in keys])
     for row in rows:
         values = [row.get(key) for key in keys]
@@ -259,7 +269,8 @@ def _errors(args: argparse.Namespace) -> int:
 
     if args.name is not None:
         status, error = survey.error_of(args.db, args.name)
-        print((error or "").rstrip("\n") if status == "failed" else f"evaluation {args.name} is {status}")
+        text = "".join(c if c.isprintable() or c in "\t\n" else ascii(c)[1:-1] for c in error or "")
+        print(text.rstrip("\n") if status == "failed" else f"evaluation {args.name} is {status}")
         return 1 if status == "failed" else 0
     failures = survey.failures(args.db)
     for line in _grouped(failures) if failures else ["nothing has failed"]:

@@ -49,12 +49,17 @@ def examine(path: str) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     yield Finding("space left", free >= LITTLE, f"{free / 1e9:.1f} GB")
     if os.access(folder, os.W_OK | os.X_OK):
-        yield _between_processes(folder)
-        yield from _between_hosts(folder)
+        try:
+            yield _between_processes(folder)
+            yield from _between_hosts(folder)
+        except OSError as exc:
+            yield Finding("locks", False, f"cannot be tried: {exc}")
     else:
         yield Finding("permission", False, f"you may not write to {folder}")
-    if path != folder and os.path.exists(path):
+    if os.path.isfile(path):
         yield from _database(path)
+    elif path != folder:
+        yield Finding("database", False, f"there is no file {path}")
 
 
 def _mounted(folder: str) -> Finding:
@@ -72,8 +77,9 @@ def _between_processes(folder: str) -> Finding:
         tempfile.TemporaryDirectory(dir=folder, prefix=".speval-doctor-") as ours,
         subprocess.Popen(
             [sys.executable, "-m", "speval", "doctor", "--hold", ours],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         ) as holder,
     ):
@@ -81,8 +87,9 @@ def _between_processes(folder: str) -> Finding:
             locks = Locks(os.path.join(ours, HELD))
             if not _until(lambda: _count(ours) is not None or holder.poll() is not None):
                 return Finding("locks", False, "another process could not take one in time")
-            if holder.poll() is not None:
-                return Finding("locks", False, "there are none on this file system: set a timeout")
+            if holder.poll() is not None and holder.stderr is not None:
+                why = holder.stderr.read().strip().rpartition("speval: ")[2]
+                return Finding("locks", False, f"cannot be held: {why}")
             if _is_free(locks):
                 return Finding("locks", False, "the lock of one process is not seen by another")
             holder.kill()
@@ -99,8 +106,9 @@ def _between_hosts(folder: str) -> Iterator[Finding]:
     before = _count(folder)
     if before is None:
         return
+    locks = Locks(os.path.join(folder, HELD))
     held = _until(lambda: _count(folder) != before, 10 * BEAT)
-    free = _is_free(Locks(os.path.join(folder, HELD)))
+    free = not os.path.exists(locks.path) or _is_free(locks)
     who = f"`doctor --hold`, {before.partition(' ')[2]}"
     if held:
         what = (
@@ -137,14 +145,16 @@ def hold(folder: str, wait: Callable[[float], object] = time.sleep) -> None:
     if not os.path.isdir(folder):
         folder = os.path.dirname(os.path.realpath(folder))
     name = os.path.join(os.path.realpath(folder), HELD)
+    locks = Locks(name)
+    if os.path.exists(locks.path) and not _is_free(locks):
+        raise SpevalError(f"somebody holds it already: {(_count(folder) or '').partition(' ')[2]}")
     count = 0
     try:
         with open(name, "w"):  # whose mode the file of locks gets
-            locks = Locks(name)
-        locks.add(WORKER)
+            locks.add(WORKER)
         with locks.opened(create=True):
             if locks.blind:
-                raise SpevalError(f"there are no locks in {folder}")
+                raise SpevalError(f"there are no locks in {folder}: set a timeout")
         while True:
             count += 1
             with open(name + ".new", "w") as file:
@@ -189,4 +199,6 @@ def _database(path: str) -> Iterator[Finding]:
                 found = [line for (line,) in target.execute("PRAGMA integrity_check(3)").fetchall()]
             except (sqlite3.Error, SpevalError) as exc:
                 found = [str(exc)]
+                if shutil.disk_usage(folder).free < os.path.getsize(path):
+                    found = [f"not done: no room for a copy in {tempfile.gettempdir()}, set TMPDIR"]
     yield Finding("integrity_check", found == ["ok"], "; ".join(found))

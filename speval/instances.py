@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -28,6 +30,7 @@ THREADS += ("VECLIB_MAXIMUM_THREADS",)
 RESTARTS = 10  # of one instance, each within HEALTHY seconds, at most
 HEALTHY = 60.0
 LINE = 8192  # bytes of a line that are kept until its end comes
+GRACE = 10.0  # seconds from SIGTERM to SIGKILL, if something is wrong here
 FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LEFT = 1000  # pieces of output that are written after the end, at most: what an instance started may go on
 KILLS = 3  # the how manyth Ctrl-C does not ask any more
@@ -132,7 +135,7 @@ class Instance:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # so that a terminal tells us alone, and we them, once
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - there are no threads
+            preexec_fn=functools.partial(_tie_to, os.getpid()),  # noqa: PLW1509 - there are no threads
         )
         pairs = (self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr)
         return [Output(self.number, pipe, stream.buffer) for pipe, stream in pairs if pipe is not None]
@@ -164,6 +167,12 @@ class Instance:
                 (os.kill if signum == signal.SIGTERM else os.killpg)(self._process.pid, signum)
 
 
+def _tie_to(parent: int) -> None:
+    """Let an instance get SIGTERM when we are gone."""
+    if die_with_parent(signal.SIGTERM) and os.getppid() != parent:
+        os._exit(1)
+
+
 def _signal(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -182,19 +191,30 @@ class Output:
         os.set_blocking(pipe.fileno(), False)
 
     def read(self) -> bytes | None:
-        """Return the lines that have come, None at the end. One that is too long comes in pieces."""
+        """Return the lines that have come, None at the end. One that is too long comes in pieces.
+
+        A carriage return ends a line too, as those of a bar of progress do, of which all are shown so.
+        """
         try:
             more = os.read(self.pipe.fileno(), 65536)
         except BlockingIOError:
             return b""
         if not more:
-            rest, self._rest = self._rest, b""
-            return self._prefix + rest + b"\n" if rest else None
-        *lines, self._rest = (self._rest + more).split(b"\n")
+            return None
+        *lines, self._rest = re.split(rb"\r*\n|\r+(?=[^\r\n])", self._rest + more)
         while len(self._rest) > LINE:
-            lines.append(self._rest[:LINE])
-            self._rest = self._rest[LINE:]
+            end = LINE
+            while end > LINE - 4 and self._rest[end] & 0xC0 == 0x80:  # not inside a character
+                end -= 1
+            lines.append(self._rest[:end])
+            self._rest = self._rest[end:]
         return b"".join(self._prefix + line + b"\n" for line in lines)
+
+    def close(self) -> bytes:
+        """Return what is left of a line without end."""
+        rest, self._rest = self._rest.rstrip(b"\r"), b""
+        self.pipe.close()
+        return self._prefix + rest + b"\n" if rest else b""
 
 
 class _Forwarding:
@@ -236,9 +256,22 @@ class Watch:
                 for _ in range(LEFT):
                     if not self._copy(0.0):
                         break
+                for key in list(self._selector.get_map().values()):
+                    self._write(key.data.stream, key.data.close())
             finally:
-                for instance in self._instances:
-                    instance.end(signal.SIGTERM)
+                self._end()
+
+    def _end(self) -> None:
+        """End instances that are left because something is wrong here: nobody reads what they write, say."""
+        for instance in self._instances:
+            instance.end(signal.SIGTERM)
+        end = time.monotonic() + GRACE
+        while not all(instance.over for instance in self._instances):
+            for instance in self._instances:
+                instance.look(ending=True)
+                if time.monotonic() > end:
+                    instance.end(signal.SIGKILL)
+            time.sleep(0.01)
 
     def _step(self) -> None:
         for instance in self._instances if not self._came else ():
@@ -262,7 +295,7 @@ class Watch:
             text = key.data.read()
             if text is None:
                 self._selector.unregister(key.fileobj)
-                key.data.pipe.close()
+                self._write(key.data.stream, key.data.close())
             else:
                 found = True
                 self._write(key.data.stream, text)

@@ -41,11 +41,13 @@ log = logging.getLogger("speval")
 TICK = 0.1  # seconds between two looks at the processes
 STEP = 1.0  # seconds, at most, that count between two looks: the supervisor may have been stopped
 MOMENT = 2.0  # seconds from SIGTERM to SIGKILL for one that is overdue
-GRACE = 10.0  # the same at the end, when each may have something to store
+GRACE = 10.0  # the same at the end, when each may have something to store; halved from level to level
 EARLY = 3  # deaths in a row, before anything began, after which it is no use
 SETTLED = 5.0  # seconds after which a process is not one of those
 INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 PR_SET_PDEATHSIG = 1
+
+_level = 0  # of this process: how many above it have started it so
 
 
 class JobError(Exception):
@@ -213,11 +215,13 @@ class Job:
         with theirs, _blocked() as mask, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, those of a BLAS say
             process = self._context.Process(  # type: ignore[attr-defined]
-                target=_main, args=(self._work, self._count, theirs, os.getpid(), mask), daemon=False
+                target=_main,
+                args=(self._work, self._count, theirs, os.getpid(), _level + 1, mask),
+                daemon=False,
             )
             try:
                 process.start()
-            except OSError as exc:
+            except OSError as exc:  # also if stdout cannot be flushed before
                 self.pipe.close()
                 self._fall(f"cannot be started ({exc})")
             else:
@@ -309,8 +313,14 @@ def _how(exitcode: int | None) -> str:
 
 def _check(jobs: list[Job]) -> None:
     """Give up when processes die as soon as they are started, and none is at work."""
-    early = next((job for job in jobs if job.early >= EARLY), None)
-    if early is not None and not any(job.is_at_work for job in jobs):
+    early = next((job for job in jobs if job.early >= EARLY and not job.done and job.is_over()), None)
+    if early is None or any(job.is_at_work for job in jobs):
+        return
+    if any(job.done for job in jobs):  # it could only do what the others have done
+        early.done = True
+    elif early.why.startswith("cannot"):
+        raise JobError(f"a worker process {early.why}")
+    else:
         raise JobError(
             f"worker processes end before they begin, the last: {early.why}. If they are not forked, the"
             " script has to say `if __name__ == '__main__':` before it does anything, and func has to be"
@@ -332,7 +342,7 @@ def _end(jobs: list[Job], wait: Callable[[Sequence[Any], float], Any]) -> None:
     try:
         for job in jobs:
             job.terminate()
-        end = time.monotonic() + GRACE
+        end = time.monotonic() + GRACE / 2**_level
         while not all(job.is_over() for job in jobs) and time.monotonic() < end:
             _wait(jobs, wait, TICK)
     finally:
@@ -353,8 +363,10 @@ def _blocked() -> Iterator[set[Any] | None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, mask: set[Any] | None) -> None:
+def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, level: int, mask: Any) -> None:
     """Do the work, in its process, and say how it ended."""
+    global _level  # noqa: PLW0603 - it is that of the process
+    _level = level
     _tie_to(parent)
     for signum in INTERRUPTS:
         # Not SIG_IGN: programs that `work` starts would inherit that.
@@ -364,10 +376,13 @@ def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, mask:
     if "numpy.random" in sys.modules:  # as Python does with its own: else all would draw the same numbers
         sys.modules["numpy.random"].seed()
     said: bytes = pickle.dumps(None)
+    pid = os.getpid()
     try:
         work(count)
-    except BaseException as exc:  # noqa: BLE001 - it is raised by the parent
-        said = _pickled(exc)
+    except BaseException as exc:
+        if os.getpid() != pid:  # a child that it has forked, which is not ours
+            raise
+        said = _pickled(exc)  # the parent raises it
     with contextlib.suppress(OSError):
         pipe.send_bytes(said)
 
@@ -381,8 +396,9 @@ def _pickled(exc: BaseException) -> bytes:
         said = pickle.dumps(exc)
         pickle.loads(said)
     except Exception:  # noqa: BLE001 - whatever is special about it
-        text = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
-        said = pickle.dumps(RuntimeError(text[-10_000:]))
+        text = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))[-10_000:]
+        kinds = [kind for kind in (KeyboardInterrupt, SystemExit) if isinstance(exc, kind)]
+        said = pickle.dumps((*kinds, RuntimeError)[0](text))
     return said
 
 

@@ -18,6 +18,7 @@ FIRST = 10.0  # seconds until the first one elsewhere
 WINDOW = 30.0  # seconds, at least, over which a rate is taken
 ENOUGH = 10  # finished evaluations, at least
 COST = 0.02  # of the time, at most, that goes into looking
+UNWRITABLE = (OSError, ValueError, AttributeError)  # a stream that is full, closed, or None
 
 
 class Rate:
@@ -99,7 +100,8 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._look = look
-        self._stream = stream or sys.stderr
+        self._stream = stream or sys.stderr  # which may be None
+        self._pid = os.getpid()
         self._clock = clock
         self._rate = Rate()
         self._width = 0  # of what stands in the line of the terminal now
@@ -137,7 +139,7 @@ class Progress:
             return 80
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # closed, or full
+        with contextlib.suppress(*UNWRITABLE):  # closed, or full
             if self._is_terminal:
                 self._stream.write("\r" + text.ljust(self._width))
                 self._width = len(text)
@@ -146,14 +148,16 @@ class Progress:
             self._stream.flush()
 
     def _make_room(self, record: Any) -> bool:
-        """Clear the line for what is logged."""
+        """Clear the line for what is logged; a forked process does not know how long it is by now."""
+        if os.getpid() != self._pid and self._is_terminal:
+            self._width = self._columns() - 1
         self.clear()
         return True
 
     def clear(self) -> None:
         """Take the line away, for something else to be written."""
         if self._width:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(*UNWRITABLE):
                 self._stream.write("\r" + " " * self._width + "\r")
                 self._stream.flush()
             self._width = 0
@@ -164,6 +168,6 @@ class Progress:
         self._due = self._clock()
         self._update(self._due)
         if self._is_terminal:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(*UNWRITABLE):
                 self._stream.write("\n")
                 self._stream.flush()

@@ -403,8 +403,9 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
     """Hold back SIGINT, SIGTERM and SIGHUP in the block: nothing breaks into a transaction.
 
     They are let through while `func` runs and while a worker sleeps, and when the block is over; a
-    second one of its kind does not wait. Where the default stands for SIGTERM and SIGHUP, they raise in
-    `func` and end the process, as by default, when the block is over.
+    second one of its kind does not wait. (But for a SIGTERM or SIGHUP that comes within 2 s: many send it
+    to a whole group of processes, of which one passes it on.) Where the default stands for SIGTERM and
+    SIGHUP, they raise in `func` and end the process, as by default, when the block is over.
 
     Masking them in the main thread would not be enough: the kernel then gives them to any other thread
     (of a BLAS, say), and Python runs the handler in the main thread all the same.
@@ -415,12 +416,18 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         Of the class: SIGTERM or SIGHUP has come and raised, even if `func` caught that.
     handlers : dict
         The handlers that are put back at the end. Only of the main thread, elsewhere none is touched.
+    patience : float
+        Seconds in which a further SIGTERM or SIGHUP is the same; all are, if somebody watches who will
+        kill the process anyway when it takes too long.
     """
 
     terminated = False
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 2.0) -> None:
         self.handlers: dict[int, Any] = {}
+        self.patience = patience
+        self._came: dict[int, float] = {}  # SIGTERM or SIGHUP, first, at
+        self._leaving = False
         self._held: list[int] = []  # to be heeded when they are let through
         self._heeded: list[int] = []  # they have raised, and are yet to end the process
         self._open = self._over = False
@@ -443,9 +450,15 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         if self._over:  # somebody kept this handler, and put it back too late
             signal.signal(signum, handler)
             signal.raise_signal(signum)
+        elif not callable(handler) and self._is_the_same(signum):
+            return
         elif self._open and _is_forking(frame):  # what it raises would be lost there
+            self._came.pop(signum, None)
             _send_again(signum)
-        elif not self._open and signum not in self._held:
+        elif self._leaving and not isinstance(getattr(handler, "__self__", None), Signals):
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        elif not self._open and not self._leaving and signum not in self._held:
             self._held.append(signum)
         elif callable(handler):
             handler(signum, frame)
@@ -456,6 +469,12 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         else:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
+
+    def _is_the_same(self, signum: int) -> bool:
+        """Tell whether a SIGTERM or SIGHUP has come before, or the process is ended by who sends it."""
+        now = time.monotonic()
+        came = self._came.setdefault(signum, now)
+        return came < now < came + self.patience or (self._leaving and self.patience > LONG_WAIT)
 
     def renew(self) -> None:
         """Take the signals again whose handlers `func` has put back to the default, as asyncio does."""
@@ -468,15 +487,18 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         self._open = True
         try:
             while self._held:
-                signal.raise_signal(self._held.pop())
+                signum = self._held.pop()
+                self._came.pop(signum, None)
+                signal.raise_signal(signum)
             return func(*args)
         finally:
             self._open = False
 
-    def default(self) -> None:
+    def leave(self) -> None:
         """Let the signals end the process at once, until the end of the block: one was heeded already."""
-        for signum in self.handlers:
-            signal.signal(signum, signal.SIG_DFL)
+        self._leaving = True
+        if signal.SIGINT in self.handlers:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def _restore(self) -> None:
         for signum, handler in reversed(self.handlers.items()):  # SIGINT last: from then on it interrupts
@@ -974,6 +996,23 @@ class Database:
         """Open a transaction that reads. No file is made."""
         return self._transaction("BEGIN", "rw")
 
+    @contextlib.contextmanager
+    def glance(self) -> Iterator[sqlite3.Connection]:
+        """Open a transaction that reads, without waiting for anybody: `SpevalError` if it cannot at once."""
+        with self.locks.opened(create=False):
+            conn = None
+            try:
+                conn = self._connect("rw")
+                conn.execute("PRAGMA busy_timeout = 20")  # milliseconds: a commit takes one
+                conn.execute("PRAGMA query_only = ON")
+                conn.execute("BEGIN")
+                yield conn
+            except sqlite3.Error as exc:
+                raise self._explained(exc) from exc
+            finally:
+                if conn is not None:
+                    _close(conn)
+
     def write(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """Open a transaction that writes. No file is made."""
         return self._transaction("BEGIN IMMEDIATE", "rw")
@@ -1201,21 +1240,25 @@ class Loss(NamedTuple):
     why: str
 
 
-def claim(conn: sqlite3.Connection, worker: int, room: int) -> list[Claim]:
-    """Claim up to `room` pending evaluations, the first of the space; one that was lost before alone."""
-    claims: list[Claim] = []
+def claim(conn: sqlite3.Connection, worker: int, room: int) -> list[tuple[Any, ...]]:
+    """Claim up to `room` pending evaluations, the first of the space; one that was lost before alone.
+
+    Return rows, of which a `Claim` each is made after the transaction.
+    """
+    claims: list[tuple[Any, ...]] = []
     size = 0
     room = min(room, _share(conn, room))
     with contextlib.closing(conn.execute(FIND_PENDING, {"room": room})) as cursor:
         for row in cursor:
-            claims.append(Claim._make(row))
-            size += len(row[2] or "")
-            if row[4] or size > CHUNK_SIZE:
+            claims.append(row)
+            _, _, args, _, losses = row
+            size += len(args or "")
+            if losses or size > CHUNK_SIZE:
                 break
-    if len(claims) > 1 and claims[-1].losses:
+    if len(claims) > 1 and losses:
         claims.pop()
     if claims:
-        facts = {"last": claims[-1].id, "worker": worker, "now": time.time()}
+        facts = {"last": claims[-1][0], "worker": worker, "now": time.time()}
         if conn.execute(CLAIM, facts).rowcount != len(claims):
             raise sqlite3.DatabaseError("its index of pending evaluations is not right")
     return claims
@@ -1236,23 +1279,35 @@ def _share(conn: sqlite3.Connection, room: int) -> int:
     return int(max(1, left // max(1, 2 * workers)))
 
 
-def finish(conn: sqlite3.Connection, worker: int, outcomes: list[Outcome]) -> list[bool]:
-    """Complete or fail evaluations; False for each whose claim does not count any more.
+class Endings(NamedTuple):
+    """Outcomes as rows of what completes or fails their evaluations, made before the transaction."""
 
-    A late result, of a claim that was lost, is stored as long as there is no other result; a late
-    error is not. After a reset neither is.
-    """
+    outcomes: list[Outcome]
+    completed: list[tuple[Any, ...]]
+    failed: list[tuple[Any, ...]]
+
+
+def endings(worker: int, outcomes: list[Outcome]) -> Endings:
     completed, failed = [], []
     for (id, _, _, attempt, _), result, error, started, ended in outcomes:
         if error is None:
             completed.append((result, worker, started, ended, id, attempt))
         else:
             failed.append((error, worker, started, ended, id, attempt))
-    stored = conn.executemany(COMPLETE, completed).rowcount if completed else 0
-    stored += conn.executemany(FAIL, failed).rowcount if failed else 0
-    if stored == len(outcomes):
+    return Endings(outcomes, completed, failed)
+
+
+def finish(conn: sqlite3.Connection, worker: int, ended: Endings) -> list[bool]:
+    """Complete or fail evaluations; False for each whose claim does not count any more.
+
+    A late result, of a claim that was lost, is stored as long as there is no other result; a late
+    error is not. After a reset neither is.
+    """
+    stored = conn.executemany(COMPLETE, ended.completed).rowcount if ended.completed else 0
+    stored += conn.executemany(FAIL, ended.failed).rowcount if ended.failed else 0
+    if stored == len(ended.outcomes):
         return [True] * stored
-    return [_is_stored(conn, worker, outcome) for outcome in outcomes]
+    return [_is_stored(conn, worker, outcome) for outcome in ended.outcomes]
 
 
 def _is_stored(conn: sqlite3.Connection, worker: int, outcome: Outcome) -> bool:
@@ -1362,6 +1417,7 @@ class Worker:
         max_attempts: int,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        signals: Signals | None = None,
     ) -> None:
         self.id = int.from_bytes(os.urandom(6), "big")
         self.todo: collections.deque[Claim] = collections.deque()
@@ -1378,7 +1434,7 @@ class Worker:
         self._claimed = (0.0, 0.0)  # when the batch was claimed, by our clock and by the wall's
         self._is_unsure = False  # a transaction failed, and may have been stored all the same
         self._watchdog = Ticker(self._watch)
-        self._signals = Signals()
+        self._signals = signals or Signals()
         self._pid = os.getpid()
         self._joined = False
         self._looked = -float("inf")
@@ -1392,7 +1448,7 @@ class Worker:
                 self._loop(func, max_failures, wait)
             except BaseException:
                 if os.getpid() == self._pid:  # what a child forked by `func` does is not ours
-                    self._signals.default()
+                    self._signals.leave()
                     self.leave()
                 raise
             else:
@@ -1524,11 +1580,12 @@ class Worker:
             if since not in (None, self._since):
                 return 0
             outcomes, unstarted = self.done[:], self._unstarted()
+            ended = endings(self.id, outcomes)
             was_unsure, self._is_unsure = self._is_unsure, True
             with self._db.write() as conn:
                 waiting = self._clock() - began
                 self._check_in(conn)
-                stored = finish(conn, self.id, outcomes)
+                stored = finish(conn, self.id, ended)
                 if was_unsure and room:
                     self._release(conn, -(2**63))
                 elif unstarted:
@@ -1536,12 +1593,13 @@ class Worker:
                 if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
                     said = reclaim(conn, self._lost(conn), self._max_attempts)
                     self._looked = self._clock()
-                claims = claim(conn, self.id, room)
+                rows = claim(conn, self.id, room)
                 if room:
                     self._claimed = self._clock(), time.time()
             self._is_unsure = was_unsure and not room
             self._joined = True
             del self.done[: len(outcomes)]
+            claims = list(map(Claim._make, rows))
             self.todo.extend(claims)
         if room:
             self._cost = waiting, self._clock() - began - waiting
@@ -1580,7 +1638,7 @@ class Worker:
                         return _count(conn)
             with self._db.write() as conn:
                 self._check_in(conn)
-                stored = finish(conn, self.id, self.done)
+                stored = finish(conn, self.id, endings(self.id, self.done))
                 said = self._give_up_claims(conn)
                 conn.execute(MARK_ENDED, {"worker": self.id, "ended": time.time()})
                 conn.execute(MARK_ALL_ENDED, {"now": time.time()})
@@ -1863,16 +1921,20 @@ def _work(
     count: Any = None,
 ) -> dict[str, int] | None:
     """Work on the database; in a process that another one watches, `count` tells that what it has to know."""
+    if count is None:
+        return Worker(Database(path), timeout, max_attempts).work(func, max_failures, wait)
+    pid = os.getpid()
 
     def counted(args: Any) -> Any:
         count.value += 1
         try:
             return func(args)
         finally:
-            count.value += 1
+            if os.getpid() == pid:  # not in a child that `func` has forked
+                count.value += 1
 
-    worker = Worker(Database(path), timeout, max_attempts)
-    return worker.work(func if count is None else counted, max_failures, wait)
+    worker = Worker(Database(path), timeout, max_attempts, signals=Signals(patience=float("inf")))
+    return worker.work(counted, max_failures, wait)
 
 
 def _in_processes(
@@ -2127,8 +2189,8 @@ def _count_any(conn: sqlite3.Connection, found: int) -> dict[str, int]:
 
 
 def how_far(db: Database) -> tuple[dict[str, int], int]:
-    """Return the number of evaluations by status, and of workers that live."""
-    with Signals(), db.read() as conn:
+    """Return the number of evaluations by status, and of workers that live; do not wait to know it."""
+    with Signals(), db.glance() as conn:
         found = db.format(conn)
         if found != CURRENT:
             return _count_any(conn, found), 0

@@ -21,6 +21,7 @@ from .speval import (
     LIVE_WORKERS_SINCE,
     Database,
     Signals,
+    SpevalError,
     _count_any,
     _existing,
     _last_line,
@@ -231,12 +232,15 @@ def in_order(rows: Iterator[dict[str, Any]], key: str, reverse: bool) -> Iterato
     with tempfile.TemporaryDirectory(prefix="speval-") as folder:
         conn = sqlite3.connect(os.path.join(folder, "rows"), isolation_level=None)
         with contextlib.closing(conn):
-            conn.execute("PRAGMA synchronous = OFF")
-            conn.execute("BEGIN")
-            conn.execute("CREATE TABLE rows (key, row TEXT)")
-            conn.executemany("INSERT INTO rows VALUES (?, ?)", _keyed(rows, key))
-            for (row,) in conn.execute(SORT_DOWN if reverse else SORT_UP):
-                yield json.loads(row)
+            try:
+                conn.execute("PRAGMA synchronous = OFF")
+                conn.execute("BEGIN")
+                conn.execute("CREATE TABLE rows (key, row TEXT)")
+                conn.executemany("INSERT INTO rows VALUES (?, ?)", _keyed(rows, key))
+                for (row,) in conn.execute(SORT_DOWN if reverse else SORT_UP):
+                    yield json.loads(row)
+            except sqlite3.Error as exc:
+                raise SpevalError(f"cannot sort in {tempfile.gettempdir()} ({exc}): set TMPDIR") from exc
 
 
 SORT_UP = "SELECT row FROM rows ORDER BY key IS NULL, key, rowid"
@@ -248,6 +252,8 @@ def _keyed(rows: Iterator[dict[str, Any]], key: str) -> Iterator[tuple[Any, str]
         value = row.get(key)
         if isinstance(value, (dict, list)):
             value = json.dumps(value)
+        elif isinstance(value, str):
+            value = value.encode(errors="backslashreplace").decode()
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             value = float(value) if abs(value) < 1e308 else str(value)
         yield value, json.dumps(row)

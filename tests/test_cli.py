@@ -96,6 +96,18 @@ class TestErrorsOfUse:
     def test_the_help_of_each_command_has_an_example(self, sandbox: Sandbox, word: str) -> None:
         assert f"example:\n  speval {word} " in command(sandbox, word, "--help")
 
+    def test_without_a_stdout_the_answer_is_the_code(self, evaluated: Sandbox) -> None:
+        line = f"{sys.executable} -m speval status evals.db >&-"
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=evaluated.path,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (1, "")
+
     def test_a_closed_pipe_is_quiet(self, sandbox: Sandbox) -> None:
         speval(lambda x: x, range(20_000), sandbox.db)
         line = f"{sys.executable} -m speval results evals.db --format csv | head -1"
@@ -108,7 +120,7 @@ class TestErrorsOfUse:
             timeout=LIMIT,
             check=True,
         )
-        assert done.stdout == "name,status,args,result,duration,attempt,worker\n"
+        assert done.stdout.split() == ["name,status,args,result,duration,attempt,worker"]
 
 
 class TestResults:
@@ -137,9 +149,22 @@ class TestResults:
 
     def test_a_spreadsheet_gets_no_formula(self, evaluated: Sandbox) -> None:
         printed = command(evaluated, "results", "evals.db", "--format", "csv", "--spreadsheet")
-        assert printed.startswith("\ufeffname,")
-        assert printed.count(",'=1+1,") == 8
+        assert printed.startswith('\ufeff"name",')
+        assert printed.count(""","'=1+1",""") == 8
         assert printed.count("=1+1") == 8
+
+    def test_odd_characters_are_shown_and_break_no_row(self, sandbox: Sandbox) -> None:
+        speval(lambda text: text, ["a\rb", "\ud800", "c\nd"], sandbox.db)
+        for more in [], ["--sort", "result"]:
+            printed = subprocess.run(
+                [sys.executable, "-m", "speval", "results", "evals.db", "--format", "csv", *more],
+                cwd=sandbox.path,
+                stdout=subprocess.PIPE,
+                timeout=LIMIT,
+                check=True,
+            ).stdout.decode()
+            rows = list(csv.DictReader(io.StringIO(printed, newline="")))
+            assert sorted(row["result"] for row in rows) == ["\\ud800", "a\rb", "c\nd"]
 
     def test_a_limit_shows_the_first(self, evaluated: Sandbox) -> None:
         lines = command(evaluated, "results", "evals.db", "--limit", "3").splitlines()
@@ -288,6 +313,11 @@ class TestDoctor:
             assert re.search(rf"^ok {what} ", printed, re.MULTILINE)
         assert sorted(path.name for path in evaluated.path.iterdir()) == before
 
+    def test_a_file_that_is_not_there_is_a_bad_answer(self, sandbox: Sandbox) -> None:
+        assert re.search(
+            r"^no database +there is no file", command(sandbox, "doctor", "typo.db", code=1), re.M
+        )
+
     def test_a_damaged_database_is_a_bad_answer(self, evaluated: Sandbox) -> None:
         size = os.path.getsize(evaluated.db)
         with open(evaluated.db, "r+b") as file:
@@ -308,6 +338,7 @@ class TestDoctor:
         until((sandbox.path / ".speval-doctor").exists)
         until((sandbox.path / ".speval-doctor").read_text)
         assert f"process {hold.pid} on " in command(sandbox, "doctor", ".")
+        assert "somebody holds it already" in command(sandbox, "doctor", "--hold", ".", code=2)
         hold.kill()
         hold.wait(LIMIT)
         assert "which was killed, are gone" in command(sandbox, "doctor", ".")
@@ -385,6 +416,24 @@ speval(func, range(5), "evals.db")
         printed = sandbox.end(self.start(sandbox, code, "-n", "2", "script.py"))
         lines = [line for line in printed.splitlines() if line.startswith("[1] ")]
         assert "".join(line[4:] for line in lines) == "x" * 1_000_000 + "end"
+
+    def test_last_words_and_rewritten_lines_are_shown_though_a_child_keeps_the_pipe(
+        self, sandbox: Sandbox
+    ) -> None:
+        code = """
+child = os.fork()
+if child == 0:
+    while not os.path.exists("over"):
+        time.sleep(0.01)
+    os._exit(0)
+sys.stdout.write("".join("step %d\\r" % step for step in range(3)) + "\u20ac" * 10_000 + "\\nlast words")
+"""
+        printed = sandbox.end(self.start(sandbox, code, "-n", "1", "script.py"))
+        sandbox.touch("over")
+        lines = [line[4:] for line in printed.splitlines() if line.startswith("[1] ")]
+        assert lines[:3] == ["step 0", "step 1", "step 2"]
+        assert lines[-1] == "last words"
+        assert "".join(lines[3:-1]) == "\u20ac" * 10_000
 
     @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
     @pytest.mark.parametrize("n_jobs", [1, 2])

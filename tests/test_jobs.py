@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pathlib
@@ -102,6 +103,28 @@ speval(func, range(2), "evals.db", n_jobs=2)
 """
         sandbox.run(script)
         assert len(set(sandbox.column("result"))) == 2
+
+    def test_a_child_that_func_forks_is_no_worker_however_it_ends(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    note(x, os.getpid())
+    child = os.fork()
+    if child == 0:
+        if x == 0:
+            raise ValueError("of a child")
+        sys.exit(0)
+    os.waitpid(child, 0)
+    if x == 1:
+        time.sleep(1000)
+    return x
+
+speval(func, range(4), "evals.db", n_jobs=2, timeout=1, max_attempts=1)
+print(sum(count_evals("evals.db").values()))
+"""
+        assert sandbox.run(script).splitlines()[-1] == "4"
+        assert sandbox.column("result") == [0, None, 2, 3]
+        hung = [int(call.split()[1]) for call in sandbox.calls() if call.startswith("1 ")]
+        assert not any(map(is_alive, hung))
 
     def test_a_func_that_closes_all_descriptors_costs_no_hang(self, sandbox: Sandbox) -> None:
         script = """
@@ -336,6 +359,27 @@ speval(func, [0, 1], "evals.db", n_jobs=2)
         sandbox.end_by(instance, signal.SIGKILL)
         until(lambda: not any(map(is_alive, workers)))
 
+    @pytest.mark.parametrize("n_jobs", [1, 8])
+    def test_a_signal_to_the_whole_group_releases_all_without_a_loss(
+        self, sandbox: Sandbox, n_jobs: int
+    ) -> None:
+        script = f"""
+os.setsid()
+
+def func(x):
+    note(x, os.getpid())
+    time.sleep(1000)
+
+speval(func, range(9), "evals.db", n_jobs={n_jobs})
+"""
+        instance = sandbox.start(script)
+        pids(sandbox, n_jobs)
+        os.killpg(instance.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(instance.pid, signal.SIGTERM)  # as a supervisor of it may do besides
+        sandbox.end(instance, -signal.SIGTERM)
+        assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 9
+
     def test_exit_in_func_ends_the_instance(self, sandbox: Sandbox) -> None:
         script = """
 def func(x):
@@ -372,7 +416,7 @@ def func(x):
 
 try:
     speval(func, [1], "evals.db", n_jobs=2)
-except RuntimeError as exc:
+except SystemExit as exc:
     print(str(exc).splitlines()[-1].rpartition(".")[2])
 """
         assert sandbox.run(script) == "Odd: an odd end\n"
@@ -413,10 +457,15 @@ speval(outer, range(2), "evals.db", n_jobs=2)
             until(lambda: sum("outer 0" in call for call in sandbox.calls()) == 2)
             sandbox.end_by(instance, signal.SIGINT)
 
-    def test_an_interrupt_ends_all_levels_and_releases_all(self, sandbox: Sandbox) -> None:
-        instance = sandbox.start(self.SCRIPT, "sleep")
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("to_all", [False, True])
+    def test_an_interrupt_ends_all_levels_and_releases_all(
+        self, sandbox: Sandbox, signum: signal.Signals, to_all: bool
+    ) -> None:
+        instance = sandbox.start(f"os.setsid()\n{self.SCRIPT}", "sleep")
         until(lambda: sum("inner" in call for call in sandbox.calls()) >= 4)
-        output = sandbox.end_by(instance, signal.SIGINT)
+        (os.killpg if to_all else os.kill)(instance.pid, signum)
+        output = sandbox.end(instance, -signum)
         assert output.count("Traceback") <= 1
         assert not any(is_alive(int(call.split()[-1])) for call in sandbox.calls())
         for name in "evals.db", "inner_0.db", "inner_1.db":
@@ -555,7 +604,10 @@ speval(func, range(20), "evals.db", n_jobs={n_jobs}, progress=True)
         last = lines[-1].split("\r")[-1]
         assert last.startswith("[####")
         assert "] 20/20, 1 failed, 0 workers" in last
-        assert "evaluation 7 failed: ValueError: seven" in shown.decode()
+        assert any(
+            line.split("\r")[-1] == "evaluation 7 failed: ValueError: seven"
+            for line in shown.decode().split("\r\n")
+        )
 
     @pytest.mark.parametrize("n_jobs", [1, 2])
     def test_ctrl_c_ends_all_with_one_traceback_and_releases(self, sandbox: Sandbox, n_jobs: int) -> None:
@@ -573,6 +625,15 @@ speval(func, range(4), "evals.db", n_jobs={n_jobs}, progress=True)
         assert instance.wait(LIMIT) == -signal.SIGINT
         assert not any(map(is_alive, workers))
         assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 4
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_progress_without_a_stderr_is_none(sandbox: Sandbox, n_jobs: int) -> None:
+    script = f"""
+sys.stderr = None
+print(speval(abs, [-1], "evals.db", n_jobs={n_jobs}, progress=True)["completed"])
+"""
+    assert sandbox.run(script) == "1\n"
 
 
 TERMINAL = """
