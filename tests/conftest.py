@@ -19,6 +19,9 @@ from speval import load_evals
 
 LIMIT = 60.0  # seconds, generous: reached only when something is broken
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what is to run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 PRELUDE = f"""
 import os, signal, sys, threading, time
 from speval import *

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -11,15 +12,19 @@ import pty
 import re
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from conftest import LIMIT, Sandbox, until
 
 from speval import count_evals, load_evals, speval
+from speval.instances import Instance
 
 BAD = [3, 7]
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def command(sandbox: Sandbox, *words: str, code: int = 0) -> str:
@@ -36,6 +41,32 @@ def command(sandbox: Sandbox, *words: str, code: int = 0) -> str:
     assert "Traceback" not in done.stderr
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
+
+
+def on_terminal(sandbox: Sandbox, columns: int, *words: str, **environment: str) -> str:
+    """Run a command on a terminal of so many columns; return all that it shows."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR", "TERM")}
+    run = subprocess.Popen(
+        [sys.executable, "-m", "speval", *words],
+        cwd=sandbox.path,
+        env={**env, "TERM": "xterm", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    sandbox.instances.append(run)  # type: ignore[arg-type]
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 10_000)
+        except OSError:  # what Linux says at the end
+            break
+    os.close(ours)
+    run.wait(LIMIT)
+    return shown.decode()
 
 
 def func(args: dict[str, int]) -> dict[str, object]:
@@ -185,6 +216,20 @@ class TestResults:
     def test_names_cannot_write_on_the_terminal(self, sandbox: Sandbox) -> None:
         speval(abs, {"\x1b[2Jname\n": -1}, sandbox.db)
         assert "\x1b" not in command(sandbox, "results", "evals.db")
+
+
+class TestTerminal:
+    @pytest.mark.parametrize("columns", [30, 60, 200])
+    def test_tables_fit_it(self, evaluated: Sandbox, columns: int) -> None:
+        for words in ["results"], ["errors"], ["status"]:
+            lines = ESCAPE.sub("", on_terminal(evaluated, columns, *words, "evals.db")).splitlines()
+            assert max(map(len, lines)) <= columns
+            assert len(lines) > 1
+
+    def test_it_is_coloured_unless_the_user_says_no(self, evaluated: Sandbox) -> None:
+        assert ESCAPE.search(on_terminal(evaluated, 80, "status", "evals.db"))
+        assert not ESCAPE.search(on_terminal(evaluated, 80, "status", "evals.db", NO_COLOR="1"))
+        assert not ESCAPE.search(command(evaluated, "status", "evals.db", code=1))
 
 
 class TestErrors:
@@ -411,6 +456,19 @@ speval(func, range(5), "evals.db")
         assert "speval: instance 1 was killed by SIGKILL: it is started again in 1 s" in printed
         assert sandbox.column("result") == list(range(5))
 
+    def test_one_that_is_killed_again_and_again_is_given_up(self) -> None:
+        instance = Instance(1, ["sh", "-c", "kill -9 $$"], dict(os.environ))
+        said = []
+        while not instance.over:
+            instance._due = 0.0  # no pause
+            for output in instance.start():
+                output.close()
+            said.append(until(lambda: instance.look(ending=False)))
+        assert [line.rpartition(" in ")[2] for line in said[:3]] == ["1 s", "2 s", "4 s"]
+        assert len(said) == 11
+        assert said[-1].endswith("for the 11th time in a row: it is not started again")
+        assert not instance.good
+
     def test_one_megabyte_without_a_newline_is_passed_on(self, sandbox: Sandbox) -> None:
         code = "sys.stdout.write('x' * 1_000_000)\nsys.stdout.flush()\nprint('end')\n"
         printed = sandbox.end(self.start(sandbox, code, "-n", "2", "script.py"))
@@ -491,25 +549,8 @@ while True:
             "import time\nfrom speval import *\n"
             "speval(lambda x: (time.sleep(0.05), print('did', x)), range(20), 'evals.db')\n"
         )
-        ours, theirs = pty.openpty()
-        run = subprocess.Popen(
-            [sys.executable, "-m", "speval", "run", "-n", "2", "script.py"],
-            cwd=sandbox.path,
-            stdin=subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=theirs,
-        )
-        os.close(theirs)
-        sandbox.instances.append(run)  # type: ignore[arg-type]
-        shown = b""
-        while True:
-            try:
-                shown += os.read(ours, 10_000)
-            except OSError:
-                break
-        os.close(ours)
-        assert run.wait(LIMIT) == 0
-        lines = [re.split(r"\r+", line.rstrip("\r"))[-1] for line in shown.decode().split("\n")]
+        shown = on_terminal(sandbox, 80, "run", "-n", "2", "script.py")
+        lines = [re.split(r"\r+", line.rstrip("\r"))[-1] for line in shown.split("\n")]
         assert sum(bool(re.fullmatch(r"\[[12]\] did \d+", line)) for line in lines) == 20
         assert "] 20/20, 0 workers, " in lines[-2]
 
