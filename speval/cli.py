@@ -225,7 +225,10 @@ def _results(args: argparse.Namespace) -> int:
         raise ValueError("--spreadsheet is for --format csv")
     if args.reverse and not args.sort:
         raise ValueError("--reverse goes with --sort")
-    keys = [] if args.format == "jsonl" and not args.sort else survey.columns(rows())
+    if args.sort:
+        keys = survey.columns(rows())
+    else:
+        keys = survey.columns(itertools.islice(rows(), args.limit)) if args.format != "jsonl" else []
     found = survey.in_order(rows(), survey.resolve(args.sort, keys), args.reverse) if args.sort else rows()
     some = itertools.islice(found, args.limit)
     {"table": _print_table, "csv": _print_csv, "jsonl": _print_jsonl}[args.format](keys, some, args)

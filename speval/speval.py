@@ -2211,6 +2211,14 @@ def _count_pending(conn: sqlite3.Connection, total: int, last: int) -> int:
     Evaluations are claimed for the first time in the order of their ids. So behind some id all are
     fresh, but for those that somebody changed by hand, and there are as many as there are ids.
     """
+    fresh = _first_fresh(conn, total, last)
+    ((pending,),) = conn.execute(COUNT_PENDING, {"id": fresh - 1}).fetchall()
+    ((by_hand,),) = conn.execute(COUNT_BY_HAND, {"id": fresh - 1}).fetchall()
+    return int(pending + (last + 1 - fresh) - by_hand)
+
+
+def _first_fresh(conn: sqlite3.Connection, total: int, last: int) -> int:
+    """Return the id from which on nothing was ever claimed."""
     reached, fresh = 0, last
     if conn.execute(IS_FRESH, {"id": last}).fetchall() != [(1,)]:
         reached, fresh = last, last + 1
@@ -2220,9 +2228,7 @@ def _count_pending(conn: sqlite3.Connection, total: int, last: int) -> int:
             fresh = middle
         else:
             reached = middle
-    ((pending,),) = conn.execute(COUNT_PENDING, {"id": fresh - 1}).fetchall()
-    ((by_hand,),) = conn.execute(COUNT_BY_HAND, {"id": fresh - 1}).fetchall()
-    return int(pending + (last + 1 - fresh) - by_hand)
+    return fresh
 
 
 def reset_evals(

@@ -5,6 +5,7 @@ Reads in short transactions, some thousand rows at a time, beside any number of 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 from .progress import ENOUGH, WINDOW
 from .speval import (
+    CHUNK_SIZE,
     CURRENT,
     LIVE_WORKERS_SINCE,
     Database,
@@ -24,6 +26,7 @@ from .speval import (
     SpevalError,
     _count_any,
     _existing,
+    _first_fresh,
     _last_line,
     iter_evals,
 )
@@ -32,14 +35,15 @@ __all__ = ["Failure", "Survey", "Working", "failures", "results", "survey"]
 
 WHEN_FINISHED = """
     SELECT id, updated, status IN ('completed', 'failed') FROM evals
-    WHERE id > :after ORDER BY id LIMIT :room"""
+    WHERE id < :before ORDER BY id DESC LIMIT :room"""
 RUNNING = """
     SELECT name, started, worker FROM evals WHERE status = 'in_progress' ORDER BY started LIMIT :room"""
 FAILED = """
     SELECT id, name, error FROM evals WHERE status = 'failed' AND id > :after ORDER BY id LIMIT :room"""
 ERROR_OF = "SELECT status, error FROM evals WHERE name = :name"
-ROOM = 20_000  # rows, of which only short columns are read, in one transaction
-ROOM_FOR_ERRORS = 200
+SIZE = "SELECT count(*), max(id) FROM evals"
+ROOM = 50_000  # rows, of which only short columns are read, in one transaction
+CHUNKS = 2  # of so many rows are read for the rate
 
 
 class Working(NamedTuple):
@@ -102,50 +106,57 @@ def survey(evals_fname: str | os.PathLike[str], room: int = 10) -> Survey:
 
 
 def rate(evals_fname: str | os.PathLike[str], seen: Survey) -> float | None:
-    """Return how many evaluations were finished per second of late; None if nobody works or too few were.
+    """Return how many evaluations were finished per second of late; None if nobody works or none was.
 
-    In the last 30 s, or a minute, two, four and so on, until there are 10 of them.
+    In the last 30 s, or a minute, two, four and so on, until there are 10 of them; or in the time of the
+    last 100,000. Evaluations that were tried again, from far back, do not count among the latest.
     """
     living = [worker for worker in seen.workers if worker.alive]
     if not living:
         return None
-    db = _existing(evals_fname)
-    ages: Counter[int] = Counter()
-    for updated in _finished_at(db):
-        ages[int(max(seen.at - updated, 0.0) // WINDOW).bit_length()] += 1
-    number = 0
-    since = max(seen.at - min(worker.started for worker in living), 1e-3)
-    for power in range(max(ages, default=-1) + 1):
-        number += ages[power]
-        seconds = WINDOW * 2**power
-        if number >= ENOUGH or seconds >= since:
-            return number / min(seconds, since) or None
-    return None
+    latest = list(_latest(_existing(evals_fname)))
+    now = time.time()  # it may have waited for long
+    ages = sorted(max(now - updated, 0.0) for updated in latest)
+    since = max(now - min(worker.started for worker in living), 1e-3)
+    seconds = WINDOW
+    while bisect.bisect(ages, seconds) < ENOUGH and seconds < since:
+        seconds *= 2
+    seconds = min(seconds, since)
+    if len(ages) > (CHUNKS - 1) * ROOM:  # there may be more
+        seconds = min(seconds, max(ages[-1], 1e-3))
+    return bisect.bisect(ages, seconds) / seconds or None
 
 
-def _finished_at(db: Database) -> Iterator[float]:
-    after = -(2**63)
-    rows: list[Any] = [None]
-    while rows:
+def _latest(db: Database) -> Iterator[float]:
+    """Yield when the latest evaluations were finished, by their place in the space, the last first."""
+    with Signals(), db.read() as conn:
+        ((total, last),) = conn.execute(SIZE).fetchall()
+        before = _first_fresh(conn, total, last or 0)
+    for _ in range(CHUNKS):
         with Signals(), db.read() as conn:
-            rows = conn.execute(WHEN_FINISHED, {"after": after, "room": ROOM}).fetchall()
-        for after, updated, finished in rows:  # noqa: B007 - the last is where to go on
+            rows = conn.execute(WHEN_FINISHED, {"before": before, "room": ROOM}).fetchall()
+        for before, updated, finished in rows:  # noqa: B007 - the last is where to go on
             if finished:
                 yield updated
+        if not rows:
+            return
 
 
 def errors(evals_fname: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
     """Yield name and error of the failed evaluations, in the order of the space."""
     db = _existing(evals_fname)
-    with Signals(), db.read() as conn:
-        found = db.format(conn)
-    if found != CURRENT:
-        return
     after = -(2**63)
     while True:
+        rows, size = [], 0
         with Signals(), db.read() as conn:
-            facts = {"after": after, "room": ROOM_FOR_ERRORS}
-            rows = conn.execute(FAILED, facts).fetchall()
+            if db.format(conn) != CURRENT:
+                return
+            with contextlib.closing(conn.execute(FAILED, {"after": after, "room": ROOM})) as cursor:
+                for row in cursor:
+                    rows.append(row)
+                    size += len(row[2] or "")
+                    if size > CHUNK_SIZE:
+                        break
         for after, name, error in rows:  # noqa: B007 - the last is where to go on
             yield name, error or ""
         if not rows:
