@@ -34,8 +34,8 @@ from .speval import (
 __all__ = ["Failure", "Survey", "Working", "failures", "results", "survey"]
 
 WHEN_FINISHED = """
-    SELECT id, updated, status IN ('completed', 'failed') FROM evals
-    WHERE id < :before ORDER BY id DESC LIMIT :room"""
+    SELECT id, updated FROM evals
+    WHERE id < :before AND status IN ('completed', 'failed') ORDER BY id DESC LIMIT :room"""
 RUNNING = """
     SELECT name, started, worker FROM evals WHERE status = 'in_progress' ORDER BY started LIMIT :room"""
 FAILED = """
@@ -135,9 +135,8 @@ def _latest(db: Database) -> Iterator[float]:
     for _ in range(CHUNKS):
         with Signals(), db.read() as conn:
             rows = conn.execute(WHEN_FINISHED, {"before": before, "room": ROOM}).fetchall()
-        for before, updated, finished in rows:  # noqa: B007 - the last is where to go on
-            if finished:
-                yield updated
+        for before, updated in rows:  # noqa: B007 - the last is where to go on
+            yield updated
         if not rows:
             return
 
