@@ -25,7 +25,6 @@ import sys
 import threading
 import time
 import traceback
-import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
@@ -40,7 +39,7 @@ log = logging.getLogger("speval")
 
 TICK = 0.1  # seconds between two looks at the processes
 STEP = 1.0  # seconds, at most, that count between two looks: the supervisor may have been stopped
-MOMENT = 2.0  # seconds from SIGTERM to SIGKILL for one that is overdue
+MOMENT = 2.0  # seconds from SIGTERM to SIGKILL for one that is overdue, and from its last word to SIGTERM
 GRACE = 10.0  # the same at the end, when each may have something to store; halved from level to level
 EARLY = 3  # deaths in a row, before anything began, after which it is no use
 SETTLED = 5.0  # seconds after which a process is not one of those
@@ -102,7 +101,7 @@ def run(
     ----------
     work : callable
         It adds 1 to ``count.value`` when it begins a piece of its work and 1 when that is over. On
-        SIGTERM it should end soon; SIGINT and SIGHUP, which a terminal sends to all, do nothing in it.
+        SIGTERM it should end soon; as on SIGINT and SIGHUP, which a terminal sends to all.
     n : int
         Number of processes, >= 1.
     limit : float, optional
@@ -206,6 +205,7 @@ class Job:
         self._seen = 0  # of its count
         self._ran = self._age = 0.0  # seconds, of the piece of work and of the process
         self._ending: float | None = None  # seconds since it was told to end
+        self._idle = 0.0  # seconds since it said how its work ended
         try:
             self._count = self._context.RawValue("Q", 0)
             self.pipe, theirs = self._context.Pipe(duplex=False)
@@ -276,11 +276,15 @@ class Job:
         log.warning("worker process %s; another one takes its place", why)
 
     def _time(self, process: BaseProcess, passed: float) -> None:
-        """End the process if its piece of work is overdue."""
+        """End the process if its piece of work is overdue, or something in it goes on after that."""
         if self._ending is not None:
             self._ending += passed
             if self._ending >= MOMENT:
-                process.kill()
+                _kill(process)
+        elif self._said:
+            self._idle += passed
+            if self._idle >= MOMENT:
+                _kill(process)
         elif self._count.value != self._seen or self._seen % 2 == 0:
             self._seen, self._ran = self._count.value, 0.0
         else:
@@ -298,10 +302,32 @@ class Job:
     def kill(self) -> None:
         """End the process now."""
         if self._process is not None:
-            self._process.kill()
+            _kill(self._process)
             self._process.join(GRACE)
             self._process = None
             self.pipe.close()
+
+
+def _kill(process: BaseProcess) -> None:
+    """Kill a process, and what it has started, as far as the kernel tells."""
+    below = list(_descendants(process.pid or 0)) if process.exitcode is None else []
+    process.kill()
+    for pid in below:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Yield the processes below one, but for those that tidy up after it (Linux, elsewhere none)."""
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                children = file.read().split()
+            for child in map(int, children):
+                with open(f"/proc/{child}/cmdline", "rb") as file:
+                    if b"resource_tracker" not in file.read():
+                        yield from _descendants(child)
+                        yield child
 
 
 def _how(exitcode: int | None) -> str:
@@ -369,8 +395,8 @@ def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, level
     _level = level
     _tie_to(parent)
     for signum in INTERRUPTS:
-        # Not SIG_IGN: programs that `work` starts would inherit that.
-        signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else _leave_to_parent)
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
+            signal.signal(signum, signal.SIG_DFL)
     if mask is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if "numpy.random" in sys.modules:  # as Python does with its own: else all would draw the same numbers
@@ -385,10 +411,6 @@ def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, level
         said = _pickled(exc)  # the parent raises it
     with contextlib.suppress(OSError):
         pipe.send_bytes(said)
-
-
-def _leave_to_parent(signum: int, frame: types.FrameType | None) -> None:
-    """Do nothing: the parent, which has got the signal too, sends SIGTERM."""
 
 
 def _pickled(exc: BaseException) -> bytes:

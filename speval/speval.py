@@ -31,12 +31,15 @@ import os
 import re
 import signal
 import sqlite3
+import stat
 import struct
 import sys
 import threading
 import time
 import traceback
 import types
+import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,6 +47,10 @@ try:
     import fcntl
 except ImportError:  # Windows: no queue and no liveness, only `timeout` reclaims
     fcntl = None  # type: ignore[assignment]
+try:
+    import resource
+except ImportError:
+    resource = None  # type: ignore[assignment]
 
 __all__ = [
     "SpaceMismatch",
@@ -265,6 +272,11 @@ def _plain(text: str, room: int) -> str:
     return _cut(text, room).encode(errors="backslashreplace").decode()
 
 
+def visible(stored: object, kept: str = "") -> str:
+    """Return what somebody has stored as one line, with escapes for what might move the cursor."""
+    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in str(stored))
+
+
 def _message(exc: BaseException) -> str:
     try:
         text = str(exc)
@@ -390,54 +402,52 @@ def _args_to_json(name: str, args: Any) -> str:
         raise TypeError(f"the arguments of evaluation {name!r}: {exc}") from exc
 
 
-INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGTSTP")
+HELD = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+STOP: Any = getattr(signal, "SIGTSTP", None)  # Ctrl-Z
 MORE = ("SIGALRM", "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGPROF")  # for which users have handlers
-HANDLED = [*INTERRUPTS, *(getattr(signal, name) for name in MORE if hasattr(signal, name))]
+HANDLED = [*HELD, *(getattr(signal, name) for name in MORE if hasattr(signal, name))]
+SAME = 2.0  # seconds in which a further SIGTERM or SIGHUP is the same
 
 
 class _Terminated(BaseException):
-    """SIGTERM or SIGHUP has come."""
+    """A signal has come that ends the process by default."""
 
 
 class Signals(contextlib.AbstractContextManager["Signals"]):
-    """Hold back SIGINT, SIGTERM and SIGHUP in the block: nothing breaks into a transaction.
+    """Hold back SIGINT, SIGTERM, SIGHUP and SIGTSTP in the block: nothing breaks into a transaction.
 
     They are let through while `func` runs and while a worker sleeps, and when the block is over; a
-    second one of its kind does not wait. (But for a SIGTERM or SIGHUP that comes within 2 s: many send it
-    to a whole group of processes, of which one passes it on.) Where the default stands for SIGTERM and
-    SIGHUP, they raise in `func` and end the process, as by default, when the block is over.
+    second interrupt of its kind does not wait. (But for a SIGTERM or SIGHUP that comes within 2 s of any:
+    many send one to all processes, of which one passes it on.) Where the default stands for an interrupt, it
+    raises in `func` and ends the process, as by default, when the block is over. What was ignored stays
+    ignored.
 
     Masking them in the main thread would not be enough: the kernel then gives them to any other thread
     (of a BLAS, say), and Python runs the handler in the main thread all the same.
 
     Attributes
     ----------
-    terminated : bool
-        Of the class: SIGTERM or SIGHUP has come and raised, even if `func` caught that.
+    interrupt : BaseException or None
+        What an interrupt has raised, even if `func` caught it.
     handlers : dict
         The handlers that are put back at the end. Only of the main thread, elsewhere none is touched.
-    patience : float
-        Seconds in which a further SIGTERM or SIGHUP is the same; all are, if somebody watches who will
-        kill the process anyway when it takes too long.
     """
 
-    terminated = False
-
-    def __init__(self, patience: float = 2.0) -> None:
+    def __init__(self) -> None:
         self.handlers: dict[int, Any] = {}
-        self.patience = patience
-        self._came: dict[int, float] = {}  # SIGTERM or SIGHUP, first, at
-        self._leaving = False
+        self.interrupt: BaseException | None = None
+        self._came: float | None = None  # the first of late, at
         self._held: list[int] = []  # to be heeded when they are let through
         self._heeded: list[int] = []  # they have raised, and are yet to end the process
-        self._open = self._over = False
+        self._open = self._leaving = self._over = False
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             try:
-                for signum in INTERRUPTS:
+                for signum in HELD:
                     handler = signal.getsignal(signum)
-                    if callable(handler) or (handler is signal.SIG_DFL and signum != signal.SIGINT):
+                    if callable(handler) or handler is signal.SIG_DFL:
                         self.handlers[signum] = handler
                         signal.signal(signum, self._handle)
             except BaseException:
@@ -450,36 +460,58 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         if self._over:  # somebody kept this handler, and put it back too late
             signal.signal(signum, handler)
             signal.raise_signal(signum)
-        elif not callable(handler) and self._is_the_same(signum):
+        elif self._is_the_same(signum):
             return
         elif self._open and _is_forking(frame):  # what it raises would be lost there
-            self._came.pop(signum, None)
+            self._came = None
             _send_again(signum)
-        elif self._leaving and not isinstance(getattr(handler, "__self__", None), Signals):
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
-        elif not self._open and not self._leaving and signum not in self._held:
-            self._held.append(signum)
-        elif callable(handler):
-            handler(signum, frame)
         elif self._open:
-            self._heeded.append(signum)
-            Signals.terminated = True
-            raise _Terminated
+            self._heed(signum, frame)
+        elif signum == STOP and signum in self._held:
+            return
+        elif signum == STOP or not (self._leaving or signum in self._held):
+            self._held.append(signum)
+        elif callable(handler) and (not self._leaving or _is_ours(handler)):
+            handler(signum, frame)
         else:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
 
+    def _heed(self, signum: int, frame: types.FrameType | None) -> None:
+        handler = self.handlers[signum]
+        try:
+            if callable(handler):
+                handler(signum, frame)
+            elif signum == STOP:
+                self._stop()
+            else:
+                self._heeded.append(signum)
+                raise _Terminated
+        except (KeyboardInterrupt, SystemExit, _Terminated) as exc:
+            self.interrupt = exc
+            raise
+
+    def _stop(self) -> None:
+        """Stop, but in no transaction of any thread, which all others would wait for."""
+        with contextlib.ExitStack() as held:
+            _hold_up_transactions(held)
+            before = signal.signal(STOP, signal.SIG_DFL)  # ours, or of a block inside ours
+            signal.raise_signal(STOP)
+            signal.signal(STOP, before)
+
     def _is_the_same(self, signum: int) -> bool:
-        """Tell whether a SIGTERM or SIGHUP has come before, or the process is ended by who sends it."""
+        handler = self.handlers[signum]
+        if signum == STOP or (callable(handler) and handler is not signal.default_int_handler):
+            return False
         now = time.monotonic()
-        came = self._came.setdefault(signum, now)
-        return came < now < came + self.patience or (self._leaving and self.patience > LONG_WAIT)
+        if self._came is None or now >= self._came + SAME:
+            self._came = now
+        return signum != signal.SIGINT and self._came < now
 
     def renew(self) -> None:
         """Take the signals again whose handlers `func` has put back to the default, as asyncio does."""
         for signum in self.handlers:
-            if signal.getsignal(signum) is signal.SIG_DFL:
+            if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(signum, self._handle)
 
     def let_through(self, func: Callable[..., T], *args: Any) -> T:
@@ -487,9 +519,8 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         self._open = True
         try:
             while self._held:
-                signum = self._held.pop()
-                self._came.pop(signum, None)
-                signal.raise_signal(signum)
+                self._came = None
+                signal.raise_signal(self._held.pop())
             return func(*args)
         finally:
             self._open = False
@@ -510,6 +541,12 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         self._restore()
         for signum in sorted({*self._held, *self._heeded}, key=lambda signum: signum == signal.SIGINT):
             signal.raise_signal(signum)
+        for signum in self._heeded:  # process 1 of a container, to which the default does nothing
+            raise SystemExit(128 + signum)
+
+
+def _is_ours(handler: Any) -> bool:
+    return isinstance(getattr(handler, "__self__", None), Signals)
 
 
 def _send_again(signum: int) -> None:
@@ -525,24 +562,11 @@ def _send_again(signum: int) -> None:
 
 def _give_up_handlers() -> None:
     """In a forked child: put back the handlers that we replaced, the child is not the worker."""
-    for signum in INTERRUPTS:
+    for signum in HELD:
         handler = signal.getsignal(signum)
-        while isinstance(owner := getattr(handler, "__self__", None), Signals):
-            handler = owner.handlers[signum]
+        while _is_ours(handler):
+            handler = handler.__self__.handlers[signum]  # type: ignore[union-attr]
             signal.signal(signum, handler)
-
-
-@contextlib.contextmanager
-def _not_stopped() -> Iterator[None]:
-    """Let no Ctrl-Z stop this thread in the block, which others would wait for."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 LOCKS_SENTENCE = b"Locks of the speval database beside this file; do not delete it while instances run.\n"
@@ -554,6 +578,7 @@ SETTLE = 10.0  # seconds in which the workers take their bytes of a new file aga
 LONG_WAIT = 10.0  # seconds after which somebody says so
 NETWORK_MOUNTS = ("nfs", "cifs", "smb", "9p", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.")
 LOCAL_LOCKS = ("nolock", "local_lock=all", "local_lock=posix", "localflock")
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Locks:
@@ -561,32 +586,31 @@ class Locks:
 
     The kernel drops them when the process ends, however it ends: so they tell without any clock which
     workers live. Open-file-description locks where there are some (Linux), because POSIX locks are lost
-    as soon as anything in the process opens and closes the file; POSIX locks elsewhere; none on Windows
-    and on file systems without locks: then `blind` is true.
+    as soon as anything in the process opens and closes the file; POSIX locks elsewhere; none on Windows.
+
+    A server of a network mount may lose them while we live. So there, and where they are POSIX locks,
+    each transaction takes the bytes of our workers again, in the file opened anew if need be.
 
     One object a database and process, shared by its threads; `mutex` keeps their transactions apart, and
-    `busy` says that one is under way.
+    `busy` says which one is in one.
     """
+
+    blind = fcntl is None
 
     def __init__(self, path: str) -> None:
         self.path = path + "-lock"
         self.mutex = threading.RLock()
-        self.busy = False
-        self.blind = fcntl is None
+        self.busy = 0  # the thread, as from threading.get_ident()
+        self.shared = _is_shared(path)
         self._database = path
         self._workers: set[int] = set()
+        self._reserve: list[int] = []  # descriptors, of the file `_reserved`
+        self._reserved: tuple[int, int] | None = None
         self._me = _me()
         self._fd = -1
         self._identity: tuple[int, int] | None = None
+        self._settled = -float("inf")  # from then on (monotonic) nobody has yet to take his byte again
         self._ofd = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
-        _, self._shared, local = _mount(path)
-        if local:
-            log.warning(
-                "%s is on a mount whose locks are local to each host (%s): instances on several hosts will"
-                " take each other for dead. Mount it without that option, or run them on one host.",
-                path,
-                local,
-            )
 
     def _lock(self, byte: int, wait: bool = False) -> bool:
         """Lock a byte; False if somebody else has it."""
@@ -609,28 +633,34 @@ class Locks:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, byte)
 
     def _open(self, create: bool) -> None:
-        """Open the file, made if need be with the database's mode, and take the bytes of our workers."""
+        """Open the file, made if need be with owner and mode of the database."""
         for how in (os.O_RDWR, os.O_RDWR | os.O_CREAT | os.O_EXCL, os.O_RDWR)[: 3 if create else 1]:
             with contextlib.suppress(FileNotFoundError if how == os.O_RDWR else FileExistsError):
-                self._fd = os.open(self.path, how, 0o666)
+                self._fd = os.open(self.path, how | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
                 break
         else:
             return
         with contextlib.suppress(OSError):  # up, where os.closerange() in `func` seldom reaches
             high = fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 500)
-            os.close(self._fd)
-            self._fd = high
+            low, self._fd = self._fd, high
+            os.close(low)
         found = os.fstat(self._fd)
         self._identity = found.st_dev, found.st_ino
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
         if found.st_size == 0:
             with contextlib.suppress(OSError):  # the locks work without what is only for people
                 os.write(self._fd, LOCKS_SENTENCE)
-                os.fchmod(self._fd, os.stat(self._database).st_mode & 0o777)
-        if self._ofd:
-            try:
-                self._is_locked(QUEUE)
-            except OSError as exc:
-                self._ofd = exc.errno != errno.EINVAL  # a kernel older than 3.15
+                database = os.stat(self._database)
+                if os.geteuid() == 0:
+                    os.fchown(self._fd, database.st_uid, database.st_gid)
+                os.fchmod(self._fd, database.st_mode & 0o777)
+        try:
+            self._is_locked(QUEUE)
+        except OSError as exc:
+            if exc.errno in NO_LOCKS or not self._ofd:
+                raise
+            self._ofd = exc.errno != errno.EINVAL  # a kernel older than 3.15
 
     def _close(self) -> None:
         """Close the descriptor, unless `func` closed it and the number means another file by now."""
@@ -638,46 +668,74 @@ class Locks:
             os.close(self._fd)
         self._fd, self._identity = -1, None
 
+    def _is_ours(self) -> bool:
+        """Tell whether what we have open is the file at its path: somebody may have deleted it."""
+        if self._fd < 0 or _identity(self._fd) != self._identity:
+            return False
+        try:
+            found = os.lstat(self.path)
+        except OSError as exc:
+            return exc.errno not in (errno.ENOENT, errno.ENOTDIR)  # it cannot be seen for now
+        return (found.st_dev, found.st_ino) == self._identity
+
     def _refresh(self, create: bool) -> None:
-        """Make sure that we have the file that is at its path: somebody may have deleted it."""
-        if fcntl is None:
-            return
-        if self._fd >= 0 and _identity(self._fd) == self._identity == _identity(self.path):
+        """Make sure that we have the file that is at its path, and the bytes of our workers in it."""
+        if fcntl is None or self._is_ours():
             return
         self._close()
         try:
             self._open(create or bool(self._workers))
+            self._take_bytes()
         except FileNotFoundError:
-            return  # nor will there be a database
+            self._close()  # nor will there be a database
         except OSError as exc:
+            self._close()
+            if exc.errno in NO_LOCKS:
+                raise self._no_locks(exc) from exc
             if create or self._workers:  # others would take us for dead
                 raise NotWritable(
                     f"{self.path} cannot be opened ({exc}): every instance needs to write to it, as to the"
-                    " database; give it the same owner and mode"
+                    " database; give it the same owner and mode, and let it be a file"
                 ) from exc
+
+    def _take_bytes(self) -> None:
+        for worker in self._workers if self._fd >= 0 else ():
+            self._lock(1 + worker, wait=True)
+
+    def make_sure(self) -> None:
+        """Take the bytes of our workers again, where they may have been lost.
+
+        In a transaction that has begun: while it waited for that, the server may have lost them.
+        """
+        if self.are_sure:
             return
         try:
-            for worker in self._workers:
-                self._lock(1 + worker, wait=True)
-            self.blind = False
-        except OSError as exc:
+            self._take_bytes()
+        except OSError:  # EIO: the kernel knows that it has lost them, with what else we have open
             self._close()
-            if not self.blind:
-                self.blind = True
-                log.warning("no locks on %s (%s): only a timeout reclaims from the dead", self.path, exc)
+            self._settled = time.monotonic() + SETTLE
+            self._refresh(create=True)
 
     @contextlib.contextmanager
     def opened(self, create: bool) -> Iterator[None]:
         """Keep the other threads of this process out, and the file open."""
-        with self.mutex:
-            was_busy, self.busy = self.busy, True
+        with _attending(self), self.mutex:
+            if self.busy:
+                raise SpevalError(
+                    f"a signal handler has interrupted a transaction on {self._database}, and cannot use it"
+                    " before that is over: set a flag there, and look at it later"
+                )
+            pid = os.getpid()
             try:
+                self.busy = threading.get_ident()
                 self._refresh(create)
                 yield
             finally:
-                self.busy = was_busy
-                if not self._workers:
-                    self._close()
+                self.busy = 0
+                if os.getpid() == pid:
+                    self.fill_reserve()
+                    if not self._workers:
+                        self._close()
 
     @property
     def are_sure(self) -> bool:
@@ -685,21 +743,26 @@ class Locks:
 
         SQLite's own locks do not: they are lost when `func` opens and closes the database as a file.
         """
-        return fcntl is None or (self._ofd and not self._shared and self._fd >= 0)
+        return fcntl is None or (self._ofd and not self.shared and self._fd >= 0)
+
+    @property
+    def may_repair(self) -> bool:
+        """Who opens the database now may take its journal for what a dead process left, and roll it back."""
+        return self._fd >= 0 or fcntl is None or not os.path.lexists(self.path)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Wait for our turn among the transactions on this database, of all processes.
 
-        Only a queue, in which the kernel wakes one after the other where SQLite polls with growing
-        sleeps: SQLite's own lock is what keeps transactions apart, so any trouble means going on.
+        A queue, in which the kernel wakes one after the other where SQLite polls with growing sleeps.
+        Where `are_sure` it also is what keeps them apart.
         """
-        queued = self._fd >= 0 and not self._shared and self._enqueue()
+        queued = self._fd >= 0 and not self.shared and self._enqueue()
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
-                if queued:
+                if queued and self._fd >= 0:  # not in a child
                     self._unlock(QUEUE)
 
     def _enqueue(self) -> bool:
@@ -707,8 +770,10 @@ class Locks:
             if not self._pass(wait=False):
                 with _notice(lambda: f"waiting for {self.path}, which {self._holder()} holds"):
                     self._pass(wait=True)
-        except OSError:
-            return False
+        except OSError as exc:
+            if self._ofd:
+                raise NotWritable(f"{self.path} cannot be locked ({exc})") from exc
+            return False  # two threads on two databases get EDEADLK, and SQLite's locks do there
         with contextlib.suppress(OSError):
             os.pwrite(self._fd, self._me, HOLDER)
         return True
@@ -723,30 +788,48 @@ class Locks:
             self._unlock(TURNSTILE)
 
     def _holder(self) -> str:
-        return os.pread(self._fd, 100, HOLDER).decode(errors="replace").strip() or "somebody"
+        return visible(os.pread(self._fd, 100, HOLDER).decode(errors="replace").strip()) or "somebody"
 
     def add(self, worker: int) -> None:
         """Say that a worker of this process is alive, until `discard` or the end of the process."""
+        _attend(self, 1)
         with self.mutex:
-            self._refresh(create=True)
             self._workers.add(worker)
             try:
-                if self._fd >= 0:
-                    self._lock(1 + worker, wait=True)
-            except OSError:
-                self._close()  # the next transaction tries again, and says so
+                self._refresh(create=True)
+                self._take_bytes()
+            except (SpevalError, OSError):  # the first transaction tries again, and says so
+                self._close()
+            self.fill_reserve()
 
     def discard(self, worker: int) -> None:
         with self.mutex:
             self._workers.discard(worker)
-            if self._fd >= 0 and _identity(self._fd) == self._identity:
-                self._unlock(1 + worker)
+            with contextlib.suppress(OSError):
+                if self._fd >= 0 and _identity(self._fd) == self._identity:
+                    self._unlock(1 + worker)
             if not self._workers:
                 self._close()
+                self.spend_reserve()
+        _attend(self, -1)
+
+    def fill_reserve(self) -> None:
+        """Hold descriptors back, for the case that `func` leaves none for what stores its result."""
+        if self._workers and not self._reserve:
+            with contextlib.suppress(OSError):
+                self._reserve += os.pipe()  # by which nobody else's can be taken for them
+                self._reserve.append(os.dup(self._reserve[0]))
+                self._reserved = _identity(self._reserve[0])
+
+    def spend_reserve(self) -> None:
+        while self._reserve:
+            fd = self._reserve.pop()
+            if _identity(fd) == self._reserved:  # else `func` has closed it
+                os.close(fd)
 
     def is_dead(self, worker: int) -> bool:
         """Tell whether a worker of any process is dead for sure."""
-        if self.blind or self._fd < 0 or worker in self._workers:
+        if self._fd < 0 or worker in self._workers:
             return False
         if not 0 <= worker < 1 << 48:  # nobody has ever had such an id
             return True
@@ -764,27 +847,58 @@ class Locks:
         self._unlock(byte)
         return False
 
-    def is_settled(self, claims: bool) -> bool:
+    def are_settled(self, claims: bool) -> bool:
         """Tell whether every live worker has had the time to take its byte.
 
-        False for some seconds after the file was made beside claims in progress, that is, after
-        somebody deleted it. To be called in a write transaction or a look, `claims`: are there any?
+        False for some seconds after a server lost ours, or the file was made beside claims in progress,
+        that is, after somebody deleted it. To be called in a write transaction or a look, `claims`: are
+        there any?
         """
         if self._fd < 0:
             return True
-        made = os.pread(self._fd, 20, MADE)
+        if time.monotonic() < self._settled:
+            return False
+        try:
+            made = os.pread(self._fd, 20, MADE)
+        except OSError:  # the kernel lost our locks, and says so now: the next transaction takes them again
+            return False
         if not made:
             made = b"%d" % (time.time() if claims else 0)
             with contextlib.suppress(OSError):
                 os.pwrite(self._fd, made, MADE)
         return not made.isdigit() or abs(time.time() - int(made)) >= SETTLE
 
+    def probe(self) -> None:
+        """See whether there are locks here, when a wait is long: to SQLite, none are as good as taken ones.
+
+        Raises
+        ------
+        NotWritable
+            If there are none. For those who write, opening the file of locks has told it before.
+        """
+        if self._fd < 0 and fcntl is not None:
+            import tempfile
+
+            try:
+                with tempfile.TemporaryFile(dir=os.path.dirname(self.path)) as file:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as exc:
+                if exc.errno in NO_LOCKS:
+                    raise self._no_locks(exc) from exc
+
+    def _no_locks(self, exc: OSError) -> NotWritable:
+        return NotWritable(
+            f"there are no locks on {self.path} ({exc}), without which no database can be used by several"
+            " instances: mount it with locks, or use another directory"
+        )
+
     def forget(self) -> None:
         """In a forked child: close the inherited descriptor, or the child would keep our workers alive."""
         self._close()
+        self.spend_reserve()
         self._workers.clear()
         self._me = _me()
-        self.busy = False
+        self.busy = 0
         self.mutex = threading.RLock()  # of the old one, another thread may be the owner
 
 
@@ -809,8 +923,8 @@ def _host() -> str:
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "localhost")
 
 
-def _mount(path: str, table: str = "/proc/self/mounts") -> tuple[str, bool, str]:
-    """Return the kind of mount of `path`, whether it is a network's, and what keeps its locks local."""
+def _mount_options(path: str, table: str = "/proc/self/mounts") -> tuple[str, list[str]]:
+    """Return the kind of mount of `path`, ``""`` if it is not known, and its options."""
     best, kind, options = "", "", ""
     with contextlib.suppress(OSError), open(table, errors="surrogateescape") as lines:
         for line in lines:
@@ -818,8 +932,28 @@ def _mount(path: str, table: str = "/proc/self/mounts") -> tuple[str, bool, str]
             point = point.replace("\\040", " ").rstrip("/") + "/"
             if path.startswith(point) and len(point) >= len(best):
                 best, kind, options = point, its_kind, its_options
-    network = kind.startswith(NETWORK_MOUNTS)
-    return kind, network, next((o for o in options.split(",") if network and o in LOCAL_LOCKS), "")
+    return kind, options.split(",")
+
+
+def _mount(path: str, table: str = "/proc/self/mounts") -> tuple[str, bool, str]:
+    """Return the kind of mount of `path`, whether it is a network's, and what keeps its locks local."""
+    kind, options = _mount_options(path, table)
+    network = kind == "fuse" or kind.startswith(NETWORK_MOUNTS)  # fuseblk is a disk
+    return kind, network, next((o for o in options if network and o in LOCAL_LOCKS), "")
+
+
+@functools.lru_cache(maxsize=1000)
+def _is_shared(path: str) -> bool:
+    """Tell whether `path` is on a network mount; warn, once, if its locks are none between hosts."""
+    _, network, local = _mount(path)
+    if local:
+        log.warning(
+            "%s is on a mount whose locks are local to each host (%s): instances on several hosts will"
+            " take each other for dead. Mount it without that option, or run them on one host.",
+            path,
+            local,
+        )
+    return network
 
 
 class Ticker:
@@ -831,40 +965,62 @@ class Ticker:
     def __init__(self, action: Callable[[], float | None]) -> None:
         self._action = action
         self._thread: threading.Thread | None = None
-        self._over = threading.Event()
+        self._over = (
+            threading.Lock()
+        )  # the thread ends when it gets it; an Event takes no signal handler inside
         self._starting = threading.RLock()
         self._starts = 0
 
     def start(self, pause: float) -> None:
         with self._starting:
             self._starts += 1
+            _tickers.add(self)
             if self._thread is None or not self._thread.is_alive():
-                self._over = threading.Event()
-                run = threading.Thread(target=self._run, args=(self._over, pause), name="speval", daemon=True)
+                self._over = over = threading.Lock()
+                over.acquire()
+                self._thread = threading.Thread(
+                    target=self._run, args=(over, pause), name="speval", daemon=True
+                )
                 with contextlib.suppress(RuntimeError):  # no more threads are to be had: it does not tick
-                    run.start()
-                    self._thread = run
+                    self._thread.start()
 
-    def _run(self, over: threading.Event, pause: float) -> None:
+    def _run(self, over: Any, pause: float) -> None:
         if hasattr(signal, "pthread_sigmask"):  # they are to wake the main thread
             signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-        while not over.wait(pause):
+        while not over.acquire(timeout=max(pause, 0.0)):
             starts = self._starts
             again = self._action()
             if again is None:
                 with self._starting:
-                    if starts == self._starts and not over.is_set():
+                    if starts == self._starts and over is self._over and self._thread is not None:
                         self._thread = None
+                        _tickers.discard(self)
                         return
             pause = again or 0.0
 
-    def stop(self, patience: float | None = None) -> None:
-        """End the thread; wait for what it does just now, at most `patience` seconds."""
+    def stop(self) -> None:
+        """End the thread, and wait for what it does just now."""
+        with self._starting:
+            _tickers.discard(self)
+        self.pause(None)
+
+    def pause(self, patience: float | None) -> None:
+        """End the thread until `go_on`; wait for what it does just now, at most `patience` seconds."""
         with self._starting:
             thread, self._thread = self._thread, None
-            self._over.set()
+            with contextlib.suppress(RuntimeError):  # a signal handler was quicker
+                self._over.release()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(patience)
+            with contextlib.suppress(RuntimeError):  # it has not begun
+                thread.join(patience)
+
+    def go_on(self) -> None:
+        with self._starting:
+            if self in _tickers:  # nobody has stopped it meanwhile
+                self.start(0.0)
+
+
+_tickers: set[Ticker] = set()  # that have been started and not stopped
 
 
 class Wait:
@@ -905,74 +1061,139 @@ def _notice(message: Callable[[], str]) -> Iterator[None]:
         _waits.discard(wait)
 
 
-_all_locks: dict[str, Locks] = {}
-_in_batches: set[Worker] = set()
-_tickers: set[Ticker] = set()
-_forking = threading.Lock()
-_fork_mask: list[Any] = []
-_held_for_fork: list[Any] = []
+_gate = threading.RLock()  # a fork holds it, and so does who begins or ends to use a database
+_in_use: collections.Counter[Locks] = collections.Counter()  # by threads in transactions, and by workers
+_all_locks: weakref.WeakValueDictionary[str, Locks] = weakref.WeakValueDictionary()
 
 
-def _hold_for_fork() -> None:
+class _Fork(NamedTuple):
+    """What a fork that is under way has held up."""
+
+    mask: set[Any]
+    tickers: list[Ticker]
+    transactions: contextlib.ExitStack
+
+
+_forks = threading.local()  # `stack`: those of this thread that are under way, the innermost last
+
+
+def _is_in_transaction() -> bool:
+    """Tell whether this thread is in a transaction: then a signal handler asks, which has interrupted it."""
+    me = threading.get_ident()
+    return any(locks.busy == me for locks in list(_in_use))
+
+
+@contextlib.contextmanager
+def _at_gate() -> Iterator[None]:
+    with contextlib.nullcontext() if _is_in_transaction() else _gate:
+        yield
+
+
+def _attend(locks: Locks, number: int) -> None:
+    with _at_gate():
+        _in_use[locks] += number
+        if _in_use[locks] <= 0:
+            del _in_use[locks]
+
+
+@contextlib.contextmanager
+def _attending(locks: Locks) -> Iterator[None]:
+    _attend(locks, 1)
+    try:
+        yield
+    finally:
+        _attend(locks, -1)
+
+
+def _hold_up_transactions(held: contextlib.ExitStack) -> None:
+    """Let no other thread of this process be in a transaction, nor begin one, until `held` is closed."""
+    if _is_in_transaction():  # of a signal handler's: whoever forks elsewhere waits for that
+        return
+    held.enter_context(_gate)
+    lacking: Any = _gate
+    while lacking is not None:
+        with lacking:  # and with no other in hand, which its owner may need in a signal handler
+            pass
+        with contextlib.ExitStack() as ours:
+            mutexes = [locks.mutex for locks in list(_in_use)]
+            lacking = next((mutex for mutex in mutexes if not _acquired(mutex, ours)), None)
+            if lacking is None:
+                held.push(ours.pop_all())
+
+
+def _acquired(mutex: Any, held: contextlib.ExitStack) -> bool:
+    got: bool = mutex.acquire(blocking=False)
+    if got:
+        held.callback(mutex.release)
+    return got
+
+
+def _before_fork() -> None:
     """Let no fork happen inside a transaction of another thread: the child would inherit it half done.
 
-    Nor beside a watchdog: a process with several threads is not to be forked. An evaluation that forks
-    is no short one, so its batch ends. Signals wait too: what they raise here is lost, and one that
-    reaches the child before that is ready, Python forgets.
+    Nor beside a thread of ours: a process with several threads is not to be forked. Signals wait too:
+    what they raise here is lost, and one that reaches the child before that is ready, Python forgets.
     """
-    _fork_mask.append(signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED))
-    for worker in list(_in_batches):
-        with contextlib.suppress(BaseException):  # of a log handler, say; Python drops it anyway
-            worker.end_batch()
-    for ticker in list(_tickers):
-        ticker.stop(1.0)
-    mutexes: list[Any] = [_forking, *(locks.mutex for locks in list(_all_locks.values()))]
-    for mutex in mutexes:
-        mutex.acquire()
-        _held_for_fork.append(mutex)
-    _notices.stop(1.0)  # not longer: a log handler may wait for a mutex that we hold
+    fork = _Fork(signal.pthread_sigmask(signal.SIG_BLOCK, ()), [], contextlib.ExitStack())
+    vars(_forks).setdefault("stack", []).append(fork)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [*HANDLED, signal.SIGCHLD])  # may raise: the old mask is kept
+    for ticker in [ticker for ticker in list(_tickers) if ticker is not _notices]:
+        fork.tickers.append(ticker)
+        ticker.pause(1.0)  # not longer: it may wait for a log handler that forks
+    _hold_up_transactions(fork.transactions)
+    _notices.pause(1.0)  # last, for it may have to say what we have waited for
+
+
+def _after_fork() -> None:
+    stack: list[_Fork] = vars(_forks).get("stack", [])
+    if not stack:  # the hooks were not there when it began
+        return
+    fork = stack.pop()
+    fork.transactions.close()
+    for ticker in fork.tickers:
+        ticker.go_on()
+    if hasattr(signal, "sigtimedwait"):
+        # What their handlers raise would be lost here.
+        for signum in signal.sigpending() & set(HANDLED) - fork.mask:
+            if signal.sigtimedwait([signum], 0) is not None:
+                _send_again(signum)
+    signal.pthread_sigmask(signal.SIG_SETMASK, fork.mask)
+
+
+def _after_fork_in_child() -> None:
+    for locks in list(_in_use):
+        locks.forget()
+    _in_use.clear()
+    _tickers.clear()
+    for fork in vars(_forks).get("stack", ()):
+        fork.tickers.clear()
+    _give_up_handlers()
+    _after_fork()
 
 
 def _is_forking(frame: types.FrameType | None) -> bool:
-    """Tell whether a signal has come in one of these hooks, where what its handler raises would be lost."""
-    hooks = (_hold_for_fork.__code__, _release_after_fork.__code__, _forget_after_fork.__code__)
-    while frame is not None and frame.f_code not in hooks:
+    """Tell whether a signal has come in one of these hooks, where what its handler raises would be lost.
+
+    Or in the warning of Python 3.12 that there are other threads, where it would be, too.
+    """
+    hooks = (_before_fork.__code__, _after_fork.__code__, _after_fork_in_child.__code__)
+    while frame is not None and frame.f_code not in hooks and frame.f_globals is not vars(warnings):
         frame = frame.f_back
     return frame is not None
 
 
-def _release_after_fork() -> None:
-    mutexes, masks = _held_for_fork[::-1], _fork_mask[:]
-    _held_for_fork.clear()
-    _fork_mask.clear()
-    for mutex in mutexes:
-        mutex.release()
-    for ticker in list(_tickers):
-        ticker.start(0.0)
-    if masks and hasattr(signal, "sigtimedwait"):
-        for signum in signal.sigpending() & set(HANDLED):  # what their handlers raise would be lost here
-            if signal.sigtimedwait([signum], 0) is not None:
-                _send_again(signum)
-    for mask in masks:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _forget_after_fork() -> None:
-    for locks in _all_locks.values():
-        locks.forget()
-    _tickers.clear()
-    _in_batches.clear()
-    _give_up_handlers()
-    _release_after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_hold_for_fork, after_in_parent=_release_after_fork, after_in_child=_forget_after_fork
-    )
+@functools.cache
+def _watch_forks() -> None:
+    """Have the hooks called from now on; a process that only imports this module needs none."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+        )
 
 
 EMPTY, OF_0_1_1, CURRENT = range(3)
+MAX_PATH = 504  # bytes; SQLite takes 512, "-journal" included
+DOUBTS = 5  # times in a row that a database on a network mount may look damaged before it is called so
 
 
 class Database:
@@ -987,10 +1208,15 @@ class Database:
         if not name:
             raise ValueError("the file name of the database is empty")
         self.path = os.path.realpath(name)
+        length = len(os.fsencode(self.path))
+        if length > MAX_PATH and os.name == "posix":
+            raise ValueError(f"{self.path} has {length} bytes, SQLite takes {MAX_PATH}: use a shorter path")
         self._opened = False
-        if self.path not in _all_locks:
-            _all_locks.setdefault(self.path, Locks(self.path))
-        self.locks = _all_locks[self.path]
+        self._doubts = 0  # in a row, whether it is damaged
+        _watch_forks()
+        locks = Locks(self.path)
+        with _at_gate():
+            self.locks = _all_locks.setdefault(self.path, locks)
 
     def read(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """Open a transaction that reads. No file is made."""
@@ -998,20 +1224,14 @@ class Database:
 
     @contextlib.contextmanager
     def glance(self) -> Iterator[sqlite3.Connection]:
-        """Open a transaction that reads, without waiting for anybody: `SpevalError` if it cannot at once."""
-        with self.locks.opened(create=False):
-            conn = None
-            try:
-                conn = self._connect("rw")
-                conn.execute("PRAGMA busy_timeout = 20")  # milliseconds: a commit takes one
-                conn.execute("PRAGMA query_only = ON")
-                conn.execute("BEGIN")
-                yield conn
-            except sqlite3.Error as exc:
-                raise self._explained(exc) from exc
-            finally:
-                if conn is not None:
-                    _close(conn)
+        """Open a transaction that reads, without waiting for anybody: `SpevalError` if it cannot at once.
+
+        It does not queue: so it must not take the journal of somebody at work for one to roll back.
+        """
+        with self.locks.opened(create=False), self._connected("ro") as conn:
+            conn.execute("PRAGMA busy_timeout = 20")  # milliseconds: a commit takes one
+            conn.execute("BEGIN")
+            yield conn
 
     def write(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """Open a transaction that writes. No file is made."""
@@ -1026,31 +1246,35 @@ class Database:
     def _transaction(self, begin: str, mode: str) -> Iterator[sqlite3.Connection]:
         writes = begin != "BEGIN"
         create = writes and (mode == "rwc" or os.path.exists(self.path))
-        with _not_stopped(), self.locks.opened(create):
-            conn = None
-            try:
-                found = _identity(self.path)
-                conn = self._connect(mode)  # before our turn, and closed after it: that shortens it
-                with self.locks.turn():
-                    if _identity(self.path) != found:  # made, or replaced, meanwhile
-                        conn.close()
-                        conn = self._connect(mode)
-                    self._opened = True
-                    if writes:
-                        _patiently(conn, "PRAGMA journal_mode = TRUNCATE")
-                        conn.execute("PRAGMA synchronous = FULL")
-                        _patiently(conn, begin)
-                    else:
-                        conn.execute("PRAGMA query_only = ON")
-                        conn.execute(begin)
-                        _patiently(conn, "PRAGMA user_version")  # it is the first read that locks
-                    yield conn
-                    _patiently(conn, "COMMIT")
-            except (sqlite3.Error, UnicodeDecodeError) as exc:  # the latter for messages of the former
-                raise self._explained(exc) from exc
-            finally:
-                if conn is not None:
-                    _close(conn)
+        with self.locks.opened(create):
+            mode = mode if writes or self.locks.may_repair else "ro"
+            self.locks.spend_reserve()
+            with self.locks.turn(), self._connected(mode) as conn:
+                self._opened = True
+                if writes:
+                    self._patiently(conn, "PRAGMA journal_mode = TRUNCATE")
+                    conn.execute("PRAGMA synchronous = FULL")
+                    self._patiently(conn, begin)
+                else:
+                    conn.execute("PRAGMA query_only = ON")
+                    conn.execute(begin)
+                    self._patiently(conn, "PRAGMA user_version")  # it is the first read that locks
+                self.locks.make_sure()
+                yield conn
+                self._patiently(conn, "COMMIT")
+            self._doubts = 0
+
+    @contextlib.contextmanager
+    def _connected(self, mode: str) -> Iterator[sqlite3.Connection]:
+        pid, conn = os.getpid(), None
+        try:
+            conn = self._connect(mode)
+            yield conn
+        except (sqlite3.Error, UnicodeDecodeError) as exc:  # the latter for messages of the former
+            raise self._explained(exc) from exc
+        finally:
+            if conn is not None:
+                (_close if os.getpid() == pid else _keep_open)(conn)
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         path = self.path.replace("\\", "/") if os.name == "nt" else self.path
@@ -1059,6 +1283,15 @@ class Database:
         conn = sqlite3.connect(url, timeout=1.0, isolation_level=None, uri=True)
         conn.execute("PRAGMA trusted_schema = OFF")
         return conn
+
+    def _patiently(self, conn: sqlite3.Connection, statement: str) -> None:
+        """Execute what takes or gives up a lock of SQLite, and wait for as long as others keep it busy."""
+        if _executed(conn, statement):
+            return
+        self.locks.probe()
+        with _notice(lambda: "waiting for a process that keeps the database locked"):
+            while not _executed(conn, statement):
+                time.sleep(0.01)
 
     def format(self, conn: sqlite3.Connection) -> int:
         """Return EMPTY, OF_0_1_1 or CURRENT; `SpevalError` for a database of something else."""
@@ -1079,18 +1312,16 @@ class Database:
 
     def _explained(self, exc: Exception) -> SpevalError:
         code = _code(exc)
-        if os.path.isdir(self.path):
-            return SpevalError(f"{self.path} is a directory, not a database")
-        if not os.path.exists(self.path):
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
             if self._opened:
                 return SpevalError(f"{self.path} was deleted while it was in use: start again")
             return NotWritable(f"{self.path} cannot be made ({exc}): may you write to its directory?")
-        if code == SQLITE_NOTADB:
-            return SpevalError(f"{self.path} is not a database: name another file")
-        if code == SQLITE_CORRUPT:
-            return SpevalError(
-                f"{self.path} is damaged ({exc}): `sqlite3 {self.path} .recover` saves what can be read"
-            )
+        except OSError as reason:
+            return NotWritable(f"{self.path} cannot be reached ({reason})")
+        if stat.S_ISDIR(found.st_mode):
+            return SpevalError(f"{self.path} is a directory, not a database")
         if code in (SQLITE_READONLY, SQLITE_CANTOPEN):
             return NotWritable(
                 f"{self.path} cannot be opened ({exc}): that needs write permission for the file and its"
@@ -1099,16 +1330,17 @@ class Database:
             )
         if code in (SQLITE_FULL, SQLITE_IOERR):
             return NotWritable(f"{self.path} cannot be written ({exc}): is the disk full, or a quota?")
-        return SpevalError(f"{self.path} is not as speval made it ({exc})")
-
-
-def _patiently(conn: sqlite3.Connection, statement: str) -> None:
-    """Execute what takes or gives up a lock of SQLite, and wait for as long as others keep it busy."""
-    if _executed(conn, statement):
-        return
-    with _notice(lambda: "waiting for a process that keeps the database locked"):
-        while not _executed(conn, statement):
-            time.sleep(0.01)
+        if code == SQLITE_NOTADB:
+            return SpevalError(f"{self.path} is not a database: name another file")
+        self._doubts += 1
+        if self.locks.shared and self._doubts <= DOUBTS:  # it may have read what others were writing
+            return NotWritable(f"{self.path} looks damaged ({_message(exc)}): has its server lost our locks?")
+        if code == SQLITE_CORRUPT:
+            return SpevalError(
+                f"{self.path} is damaged ({exc}): when no instance runs, `sqlite3 {self.path} .recover` saves"
+                " what can be read"
+            )
+        return SpevalError(f"{self.path} is not as speval made it ({_message(exc)})")
 
 
 def _executed(conn: sqlite3.Connection, statement: str) -> bool:
@@ -1127,6 +1359,13 @@ def _close(conn: sqlite3.Connection) -> None:
         if conn.in_transaction:
             conn.execute("ROLLBACK")
     conn.close()
+
+
+def _keep_open(conn: sqlite3.Connection) -> None:
+    """Never close what a child has inherited in mid transaction: its parent's would be rolled back."""
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(conn))
 
 
 def add_space(db: Database, space: Space, func: str) -> bool:
@@ -1156,7 +1395,7 @@ def add_space(db: Database, space: Space, func: str) -> bool:
             first, left = _add_space(db, conn, space, func), any(_left(conn))
     for (name,) in first:
         if name != func:
-            log.warning("%s was made for the function %s, now comes %s", db.path, name, func)
+            log.warning("%s was made for the function %s, now comes %s", db.path, visible(name), func)
     return left
 
 
@@ -1252,7 +1491,7 @@ def claim(conn: sqlite3.Connection, worker: int, room: int) -> list[tuple[Any, .
         for row in cursor:
             claims.append(row)
             _, _, args, _, losses = row
-            size += len(args or "")
+            size += len(args) if isinstance(args, str) else 0
             if losses or size > CHUNK_SIZE:
                 break
     if len(claims) > 1 and losses:
@@ -1336,21 +1575,25 @@ def reclaim(conn: sqlite3.Connection, lost: Iterable[Loss], max_attempts: int) -
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"evaluation{'s' * (len(names) > 1)} {', '.join(map(str, names[:3]))}{more}"
+    return f"evaluation{'s' * (len(names) > 1)} {', '.join(map(visible, names[:3]))}{more}"
 
 
 LOOK = 5.0  # seconds after which a busy worker looks after the others
+QUICK = 0.001  # seconds in which no program runs
+MOMENT, SHORT_MOMENT = 0.5, 0.2  # seconds, at most, until an interrupt that a program has got comes to us too
 POLL = 0.1  # seconds, at most, between two looks of a waiting one
 STILL_WAITING = 60.0  # seconds after which a waiting worker says for whom; doubled each time
 
 # The evaluations that run now in this context, the innermost last: path of the database and claim.
 _running: contextvars.ContextVar[tuple[tuple[str, Claim], ...]] = contextvars.ContextVar("speval", default=())
+# What the main thread works on, and the threads that were there when it began.
+_at_work: list[tuple[str, list[threading.Thread]]] = []
 
 
 BATCH = 0.2  # seconds of work, at most, that a worker claims before the last evaluation of a batch
 BATCH_ROOM = 2000  # evaluations, at most
 ALONE = 0.1  # seconds; evaluations that take longer are claimed one by one, unless others queue
-SHARE = 0.01  # of its time, that a worker would spend on transactions
+SHARE = 0.01  # of its time, that a worker would spend on transactions, and on waiting for interrupts
 
 
 class Pace:
@@ -1365,7 +1608,7 @@ class Pace:
     old : float
         Seconds after which the rest of a batch is given back.
     stale : float
-        Seconds after its claim from which on a batch may be somebody else's.
+        Seconds after its claim from which on a batch may soon be somebody else's.
     long : float
         Seconds after which nothing is to wait for an evaluation any more.
     """
@@ -1374,7 +1617,7 @@ class Pace:
         self.room = 1
         self.limit = BATCH if timeout is None else min(BATCH, timeout / 4)
         self.old, self.long = 1.25 * self.limit, 0.75 * self.limit
-        self.stale = float("inf") if timeout is None else timeout / 2
+        self.stale = float("inf") if timeout is None else max(timeout / 2, BATCH)
         self._slowest = self._waiting = self._writing = 0.0
 
     def learn(self, number: int, seconds: float, waiting: float, writing: float) -> None:
@@ -1387,9 +1630,17 @@ class Pace:
         in_time = 1 + int(self.limit / self._slowest + 0.2) if self._slowest < self.long else 1
         self.room = min(wanted, 2 * self.room, BATCH_ROOM, in_time)
 
-    def shrink(self) -> None:
-        """Take in that a batch was stale before anything of it was evaluated."""
-        self.room = max(1, self.room // 2)
+
+@contextlib.contextmanager
+def _known_at_work(path: str) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _at_work.append((path, threading.enumerate()))
+    try:
+        yield
+    finally:
+        _at_work.pop()
 
 
 class Worker:
@@ -1417,7 +1668,6 @@ class Worker:
         max_attempts: int,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        signals: Signals | None = None,
     ) -> None:
         self.id = int.from_bytes(os.urandom(6), "big")
         self.todo: collections.deque[Claim] = collections.deque()
@@ -1430,11 +1680,12 @@ class Worker:
         self._pace = Pace(timeout)
         self._cost = (0.0, 0.0)  # seconds of the last transaction: waiting for it, writing
         self._running: Claim | None = None
+        self._programs = _programs_ended()
         self._since = float("inf")  # when the evaluation of a batch began that runs now
         self._claimed = (0.0, 0.0)  # when the batch was claimed, by our clock and by the wall's
-        self._is_unsure = False  # a transaction failed, and may have been stored all the same
+        self._exchanging = threading.Lock()  # the loop, or the watchdog
         self._watchdog = Ticker(self._watch)
-        self._signals = signals or Signals()
+        self._signals = Signals()
         self._pid = os.getpid()
         self._joined = False
         self._looked = -float("inf")
@@ -1442,7 +1693,7 @@ class Worker:
 
     def work(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> dict[str, int] | None:
         """Claim, evaluate and store until nothing is left; at the end, or when interrupted, leave."""
-        with self._signals:
+        with self._signals, _known_at_work(self._db.path):
             self._db.locks.add(self.id)
             try:
                 self._loop(func, max_failures, wait)
@@ -1466,8 +1717,6 @@ class Worker:
             for outcome in self._evaluate_batch(func):
                 evaluated += 1
                 failed += outcome.error is not None
-                if Signals.terminated:  # and `func` caught what it raised
-                    raise _Terminated
                 if failed == evaluated == max_failures:
                     raise SpevalError(
                         f"the first {failed} evaluations of this instance all failed, the last with"
@@ -1482,19 +1731,16 @@ class Worker:
     def _evaluate_batch(self, func: Callable[[Any], Any]) -> Iterator[Outcome]:
         """Evaluate what is claimed, until it is old, or the watchdog has given the rest back."""
         if len(self.todo) > 1 and self._db.locks.are_sure:
-            _in_batches.add(self)
             self._watchdog.start(self._pace.limit)
         else:
-            self._unwatch()
+            self._watchdog.stop()
         number = size = 0
         began, began_at = self._clock(), time.time()
         # By either clock, here and below: only one may count while the process, or the host, is stopped.
         fresh = self._pace.stale - max(began - self._claimed[0], abs(began_at - self._claimed[1]))
-        if fresh < 0 and len(self.todo) > 1:
-            self._pace.shrink()
-            return
+        age, old = 0.0, min(self._pace.old, fresh)
         self._since, ended = began, began_at
-        while self.todo:
+        while self.todo and age <= old and size <= CHUNK_SIZE:
             try:
                 self._running = claim = self.todo.popleft()
             except IndexError:  # the watchdog was quicker
@@ -1502,15 +1748,14 @@ class Worker:
             started = ended
             result, error = self._evaluate(func, claim)
             ended = time.time()
+            self._heed_interrupts(result, error)
             outcome = Outcome(claim, result, error, started, ended)
             self.done.append(outcome)
             self._since = self._clock()
             number += 1
             size += len(result or error or "")
-            yield outcome
             age = max(self._since - began, abs(ended - began_at))
-            if age > min(self._pace.old, fresh) or size > CHUNK_SIZE:
-                break
+            yield outcome
         self._since = float("inf")
         if number:
             self._pace.learn(number, self._clock() - began, *self._cost)
@@ -1527,20 +1772,6 @@ class Worker:
             except SpevalError:  # the loop meets it too, and says so
                 return LOOK
         return long
-
-    def end_batch(self) -> None:
-        """Store what is finished, and release what is not started, before something forks."""
-        _in_batches.discard(self)
-        self._watchdog.stop(1.0)  # not longer: it may wait for a log handler that forks
-        with self._db.locks.mutex:
-            nested = self._db.locks.busy  # a handler of a signal, in a transaction of this thread
-        if self.todo and not nested:
-            with contextlib.suppress(SpevalError):  # the loop meets it too, and says so
-                self.exchange(0)
-
-    def _unwatch(self) -> None:
-        _in_batches.discard(self)
-        self._watchdog.stop()
 
     def _evaluate(self, func: Callable[[Any], Any], claim: Claim) -> tuple[str | None, str | None]:
         """Return the result, as JSON, or the error."""
@@ -1561,6 +1792,21 @@ class Worker:
         except TypeError as exc:
             return None, f"func returned {_repr(result)}\nTypeError: {exc}"
 
+    def _heed_interrupts(self, result: str | None, error: str | None) -> None:
+        """Let nothing be stored of an evaluation that ended by an interrupt, if only `func` caught that.
+
+        Who interrupts all processes may have told a program of `func` before he tells us: so wait for that,
+        longer if it looks so, by an error or a return code.
+        """
+        ran = self._clock() - self._since
+        if ran > QUICK and self._signals.handlers:
+            programs, self._programs = self._programs, _programs_ended()
+            if self._programs != programs:
+                bad = error or (result or "").lstrip("-").strip("0").isdigit()
+                self._signals.let_through(self._sleep, MOMENT if bad else min(SHARE * ran, SHORT_MOMENT))
+        if self._signals.interrupt is not None:
+            raise self._signals.interrupt
+
     def _stay_out_of_children(self, exc: BaseException | None) -> None:
         if os.getpid() != self._pid:
             raise SpevalError("func came back in a process that it forked: end that with os._exit()") from exc
@@ -1571,38 +1817,33 @@ class Worker:
         Return how many were claimed. Also called by the watchdog, with no room, and only for as long as
         the evaluation runs that began at `since`.
 
-        After an error it may have been stored, or not: so what is not started is not evaluated, and the
-        next time all that the worker holds is released first.
+        After an error it may have been stored, or not: so what is not started is not evaluated, and who
+        claims releases all that he holds first.
         """
         began = self._clock()
         said: list[str] = []
-        with self._db.locks.mutex:
+        with self._exchanging:
             if since not in (None, self._since):
                 return 0
             outcomes, unstarted = self.done[:], self._unstarted()
             ended = endings(self.id, outcomes)
-            was_unsure, self._is_unsure = self._is_unsure, True
             with self._db.write() as conn:
                 waiting = self._clock() - began
                 self._check_in(conn)
                 stored = finish(conn, self.id, ended)
-                if was_unsure and room:
-                    self._release(conn, -(2**63))
-                elif unstarted:
-                    self._release(conn, unstarted[0].id)
+                if room or unstarted:
+                    self._release(conn, -(2**63) if room else unstarted[0].id)
                 if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
                     said = reclaim(conn, self._lost(conn), self._max_attempts)
                     self._looked = self._clock()
                 rows = claim(conn, self.id, room)
-                if room:
-                    self._claimed = self._clock(), time.time()
-            self._is_unsure = was_unsure and not room
             self._joined = True
             del self.done[: len(outcomes)]
             claims = list(map(Claim._make, rows))
             self.todo.extend(claims)
-        if room:
-            self._cost = waiting, self._clock() - began - waiting
+            if room:
+                self._claimed = self._clock(), time.time()
+                self._cost = waiting, self._claimed[0] - began - waiting
         for line in said:
             log.warning("%s", line)
         self._log_finished(outcomes, stored)
@@ -1628,7 +1869,7 @@ class Worker:
         When everything is finished it marks all workers: the others only have to see that. Return the
         number of evaluations by status, None if it could not be done.
         """
-        self._unwatch()
+        self._watchdog.stop()
         if not self._joined:
             return None
         try:
@@ -1646,7 +1887,8 @@ class Worker:
         except SpevalError as exc:
             log.error("%s", exc)
             for claim, result, error, _, _ in self.done:
-                log.error("not stored: evaluation %s: %s", claim.name, _cut(result or error or "", MAX_ERROR))
+                kept = _cut(result or error or "", MAX_ERROR)
+                log.error("not stored: evaluation %s: %s", visible(claim.name), kept)
             return None
         for line in said:
             log.warning("%s", line)
@@ -1701,7 +1943,7 @@ class Worker:
         since we first saw it. Clocks of other hosts may say anything.
         """
         pending, in_progress = _left(conn)
-        settled = self._db.locks.is_settled(in_progress)
+        settled = self._db.locks.are_settled(in_progress)
         now = self._clock()
         seen, self._seen = self._seen, {}
         lost = []
@@ -1751,7 +1993,7 @@ class Worker:
         with self._db.read() as conn:
             rows = conn.execute(IN_PROGRESS).fetchall()
         return ", ".join(
-            f"evaluation {name}, for {time.time() - (started or 0):.0f} s on {host} (process {pid})"
+            visible(f"evaluation {name}, for {time.time() - (started or 0):.0f} s on {host} (process {pid})")
             for name, started, host, pid in rows
         )
 
@@ -1759,16 +2001,24 @@ class Worker:
         told = log.isEnabledFor(logging.INFO)
         for (claim, _, error, started, ended), accepted in zip(outcomes, stored):
             if not accepted:
-                log.warning("dropped what came late for evaluation %s, attempt %s", claim.name, claim.attempt)
+                log.warning(
+                    "dropped what came late for evaluation %s, attempt %s", visible(claim.name), claim.attempt
+                )
             elif error is not None:
-                log.warning("evaluation %s failed: %s", claim.name, _last_line(error))
+                log.warning("evaluation %s failed: %s", visible(claim.name), _last_line(error))
             elif told:
                 log.info("completed evaluation %s in %.3g s", claim.name, ended - started)
 
 
+def _programs_ended() -> int:
+    """Return a number that changes when a child process has ended and was waited for."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+
+
 def _last_line(text: str | None) -> str:
     """Return the last line with a word in it: the traceback of an exception group ends with a rule."""
-    return _cut(next((line for line in reversed((text or "").splitlines()) if re.search(r"\w", line)), ""))
+    lines = reversed((text or "").splitlines())
+    return visible(_cut(next((line for line in lines if re.search(r"\w", line)), "")))
 
 
 def _traceback(exc: BaseException) -> str:
@@ -1887,15 +2137,15 @@ def speval(
     _check(func, eval_space, timeout, n_jobs, max_attempts, max_failures)
     db = Database(evals_fname)
     _announce(db.path)
-    if db.path in [path for path, _ in _running.get()]:
+    if db.path in _waiting_for_this():
         raise SpevalError(f"speval() inside func on the same database would wait for itself: {db.path}")
     with contextlib.closing(Space(eval_space)) as space:
         left = add_space(db, space, _func_name(func))
     counts = None if left else count_evals(db.path)
     work = functools.partial(_work, db.path, func, timeout, max_attempts, max_failures, wait)
     with _shown(db, progress and left) as show:
-        # Again, if somebody else extended the space at the very end.
-        while counts is None or (wait and counts["pending"] + counts["in_progress"]):
+        # Again, if somebody else extended the space at the very end; unless the database contradicts itself.
+        while counts is None or (wait and _left_of(counts) and _left_of(counts := count_evals(db.path))):
             if n_jobs == 1:
                 counts = _in_this_process(work, show) or count_evals(db.path)
             else:
@@ -1911,6 +2161,19 @@ def speval(
     return counts
 
 
+def _left_of(counts: dict[str, int]) -> int:
+    return counts["pending"] + counts["in_progress"]
+
+
+def _waiting_for_this() -> set[str]:
+    """Return the paths of the databases on which an evaluation waits for what this thread does.
+
+    `func` runs in this thread, or has started it: it is younger than the work of the main thread.
+    """
+    thread = threading.current_thread()
+    return {path for path, _ in _running.get()} | {path for path, older in _at_work if thread not in older}
+
+
 def _work(
     path: str,
     func: Callable[[Any], Any],
@@ -1921,8 +2184,9 @@ def _work(
     count: Any = None,
 ) -> dict[str, int] | None:
     """Work on the database; in a process that another one watches, `count` tells that what it has to know."""
+    worker = Worker(Database(path), timeout, max_attempts)
     if count is None:
-        return Worker(Database(path), timeout, max_attempts).work(func, max_failures, wait)
+        return worker.work(func, max_failures, wait)
     pid = os.getpid()
 
     def counted(args: Any) -> Any:
@@ -1933,7 +2197,6 @@ def _work(
             if os.getpid() == pid:  # not in a child that `func` has forked
                 count.value += 1
 
-    worker = Worker(Database(path), timeout, max_attempts, signals=Signals(patience=float("inf")))
     return worker.work(counted, max_failures, wait)
 
 
@@ -1985,12 +2248,10 @@ def _in_this_process(
     ticker = Ticker(show)
     pause = show()
     if pause is not None:
-        _tickers.add(ticker)  # which stops it while something forks
         ticker.start(pause)
     try:
         return work()
     finally:
-        _tickers.discard(ticker)
         ticker.stop()
 
 
@@ -2021,8 +2282,8 @@ def _check(
     if timeout is not None:
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
             raise TypeError(f"timeout has to be a number of seconds or None, not {timeout!r}")
-        if not timeout > 0:
-            raise ValueError(f"timeout has to be positive, or None for none: {timeout!r} is not")
+        if not 0 < timeout <= (sys.float_info.max if isinstance(timeout, int) else float("inf")):
+            raise ValueError(f"timeout has to be positive, or None for none, not {_cut(repr(timeout), 50)}")
     numbers = {"n_jobs": n_jobs, "max_attempts": max_attempts, "max_failures": max_failures}
     for name, number in numbers.items():
         if (name, number) in (("max_failures", None), ("n_jobs", -1)):
@@ -2132,6 +2393,8 @@ def _read_chunk(
     ((last,),) = conn.execute(find_last, {"after": after, "room": CHUNK}).fetchall()
     if last is None:
         return [], None
+    if not isinstance(last, int) or last <= after:
+        raise sqlite3.DatabaseError("its rows are not in order")
     rows: list[tuple[Any, ...]] = []
     size = 0
     facts = {"after": after, "last": last, "status": status}
@@ -2144,7 +2407,7 @@ def _read_chunk(
             size += sum(len(value) for value in row if isinstance(value, str))
             if size > CHUNK_SIZE:
                 return rows, after
-    if not isinstance(last, int) or last < after:
+    if last < after:
         raise sqlite3.DatabaseError("its rows are not in order")
     return rows, last
 
@@ -2183,7 +2446,10 @@ def count_evals(evals_fname: str | os.PathLike[str]) -> dict[str, int]:
 
 def _count_any(conn: sqlite3.Connection, found: int) -> dict[str, int]:
     if found == CURRENT:
-        return _count(conn)
+        numbers = _count(conn)
+        if (numbers["pending"] > 0, numbers["in_progress"] > 0) != _left(conn):
+            raise sqlite3.DatabaseError("its indexes are not right")
+        return numbers
     counts = dict(conn.execute(COUNT_0_1_1).fetchall()) if found == OF_0_1_1 else {}
     return {status: counts.get(status, 0) for status in STATUSES}
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,8 @@ LIMIT = 60.0  # seconds, generous: reached only when something is broken
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what is to run in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # and so does nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 PRELUDE = f"""
 import os, signal, sys, threading, time
@@ -51,6 +55,20 @@ def until(condition: Callable[[], Any]) -> Any:
             return value
         time.sleep(0.005)
     raise AssertionError("waited in vain")
+
+
+def state(pid: int) -> str:
+    """Return the letter of the kernel for what a process does, "T" if it is stopped."""
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0]
+
+
+def is_locked(fname: str, byte: int) -> bool:
+    """Tell whether another open file has a lock on a byte of the file."""
+    with open(fname, "r+b") as file:
+        asked = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked)
+    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
 
 
 class Sandbox:

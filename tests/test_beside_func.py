@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import collections
+import importlib
+import os
+import pathlib
 import signal
 import sqlite3
 import subprocess
 
 import pytest
-from conftest import Sandbox, until
+from conftest import Sandbox, is_locked, until
 
-from speval import count_evals, load_evals
+from speval import SpevalError, count_evals, load_evals
+
+core = importlib.import_module("speval.speval")
 
 ALL = {"pending": 0, "in_progress": 0, "completed": 600, "failed": 0}
 
@@ -45,17 +50,93 @@ speval(func, range(1000), "evals.db")
     conn.close()
 
 
+CRASHES = """
+conn = sqlite3.connect("evals.db", isolation_level=None)
+conn.execute("PRAGMA cache_size = 1")
+conn.execute("BEGIN")
+conn.execute("UPDATE evals SET result = hex(zeroblob(5000))")
+os._exit(0)
+"""
+
+
+def test_a_glance_leaves_a_journal_alone_that_may_be_of_somebody_at_work(sandbox: Sandbox) -> None:
+    sandbox.run('speval(lambda x: x, range(100), "evals.db")')
+    sandbox.run("import sqlite3\n" + CRASHES)
+    files = [sandbox.path / name for name in ("evals.db", "evals.db-journal")]
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(SpevalError):
+        core.how_far(core.Database(sandbox.db))
+    assert before == [file.read_bytes() for file in files]
+    assert sandbox.column("result") == list(range(100))
+
+
+def test_nor_does_a_reader_who_may_not_queue_roll_it_back(sandbox: Sandbox, public: pathlib.Path) -> None:
+    script = f"import hashlib, sqlite3, tempfile\nos.chdir({str(public)!r})\n"
+    sandbox.run(script + 'speval(lambda x: x, range(100), "evals.db")')
+    sandbox.run(script + CRASHES)
+    for name in ("evals.db", "evals.db-journal"):
+        os.chmod(public / name, 0o666)
+    before = (public / "evals.db-journal").read_bytes()
+    reads = script + 'os.setuid(65534)\nload_evals("evals.db")'
+    assert "after a worker was killed" in sandbox.end(sandbox.start(reads, measured=False), 1)
+    assert before == (public / "evals.db-journal").read_bytes()
+    os.chmod(public / "evals.db-lock", 0o666)
+    sandbox.end(sandbox.start(reads, measured=False))
+
+
+def test_a_signal_handler_that_uses_a_database_in_mid_transaction_is_told_so(sandbox: Sandbox) -> None:
+    script = """
+def look(*args):
+    for call in (lambda: count_evals("evals.db"), lambda: speval(abs, [1], "evals.db")):
+        try:
+            call()
+        except SpevalError as exc:
+            note(exc)
+    note("seen by a child", os.waitstatus_to_exitcode(os.waitpid(fork(), 0)[1]))
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        sys.exit(3)  # which unwinds the transaction that it has inherited
+    return child
+
+def func(x):
+    note(x)
+    wait_for("locked")
+    return x
+
+signal.signal(signal.SIGUSR1, look)
+speval(func, [0, 1], "evals.db")
+"""
+    instance = sandbox.start(script)
+    until(sandbox.calls)
+    conn = sqlite3.connect(sandbox.db, isolation_level=None)
+    conn.execute("BEGIN EXCLUSIVE")
+    sandbox.touch("locked")
+    until(lambda: is_locked(sandbox.db + "-lock", 0))  # it is in a transaction
+    instance.send_signal(signal.SIGUSR1)
+    until(lambda: len(sandbox.calls()) == 4)
+    conn.execute("ROLLBACK")
+    conn.close()
+    sandbox.end(instance)
+    told = "a signal handler has interrupted a transaction on"
+    assert [call.startswith(told) for call in sandbox.calls()[1:3]] == [True, True]
+    assert sandbox.calls()[3] == "seen by a child 3"
+    assert sandbox.column("result") == [0, 1]
+    assert sandbox.column("attempt") == [1, 1]
+
+
 # COMMIT says that it has failed, but all is on disk: so it is where only the sync of the journal failed.
 FAILING_COMMIT = """
 import importlib, sqlite3
 core = importlib.import_module("speval.speval")
-really = core._patiently
+really = core.Database._patiently
 failures = 1
 called = False
 
-def patiently(conn, statement):
+def patiently(db, conn, statement):
     global failures
-    really(conn, statement)
+    really(db, conn, statement)
     in_main = threading.current_thread() is threading.main_thread()
     if statement == "COMMIT" and in_main == IN_MAIN and failures and called:
         failures -= 1
@@ -71,7 +152,7 @@ def func(x):
     time.sleep(0.2 if x % 200 == 150 else 0.001)
     return x
 
-core._patiently = patiently
+core.Database._patiently = patiently
 speval(func, range(600), "evals.db")
 """
 
@@ -148,15 +229,24 @@ def _until_more(sandbox: Sandbox, instance: subprocess.Popen[str]) -> None:
     until(lambda: instance.poll() is not None or len(sandbox.calls()) > before)
 
 
+# The fork waits for a thread of the same process, which is in a transaction, and that for somebody else.
 FORKS_WHILE_LOCKED = """
+import importlib
+
 def limit(*args):
     raise TimeoutError
 
+def read():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # it is for the main thread
+    count_evals("evals.db")
+
 def func(x):
-    time.sleep(0.0005)
     if x == 300:
         note("here")
         wait_for("locked")
+        threading.Thread(target=read).start()
+        while not locks.busy:
+            time.sleep(0.001)
         START
         child = os.fork()
         if child == 0:
@@ -165,6 +255,7 @@ def func(x):
         note("forked")
         wait_for("never")
 
+locks = importlib.import_module("speval.speval").Database("evals.db").locks
 signal.signal(signal.SIGALRM, limit)
 speval(func, range(600), "evals.db")
 print(signal.pthread_sigmask(signal.SIG_BLOCK, []))
@@ -178,7 +269,7 @@ def test_an_interrupt_during_a_fork_is_heeded_when_that_is_over(
     instance = sandbox.start(FORKS_WHILE_LOCKED.replace("START", ""), measured=False)
     until(sandbox.calls)
     conn = sqlite3.connect(sandbox.db, isolation_level=None)
-    conn.execute("BEGIN IMMEDIATE")
+    conn.execute("BEGIN EXCLUSIVE")
     sandbox.touch("locked")
     until(lambda: _blocks(instance.pid, signum))  # it waits, in the hook of the fork
     instance.send_signal(signum)
@@ -196,7 +287,7 @@ def test_an_alarm_of_the_user_during_a_fork_is_not_lost_and_leaves_no_signal_blo
     instance = sandbox.start(script)
     until(sandbox.calls)
     conn = sqlite3.connect(sandbox.db, isolation_level=None)
-    conn.execute("BEGIN IMMEDIATE")
+    conn.execute("BEGIN EXCLUSIVE")
     sandbox.touch("locked")
     until(lambda: _pends(instance.pid, signal.SIGALRM))
     conn.execute("ROLLBACK")

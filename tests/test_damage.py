@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from speval import SpevalError, count_evals, iter_evals, load_evals, reset_evals, speval
+from speval import SpevalError, count_evals, iter_evals, load_evals, reset_evals, speval, survey
 
 core = importlib.import_module("speval.speval")
 
@@ -217,6 +217,39 @@ def test_rows_out_of_order_end_even_if_few_are_read_at_a_time(
     assert {seed: said for seed, said in troubles.items() if said} == {}
 
 
+def test_failures_and_latest_results_out_of_order_end_too(
+    damaged: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change("DROP INDEX evals_failed", "UPDATE evals SET status = 'failed'", "VACUUM")(damaged)
+    whole = damaged.read_bytes()
+    calls = {
+        "errors": lambda path: sum(1 for _ in survey.errors(path)),
+        "rate": lambda path: sum(1 for _ in survey._latest(core.Database(path))),
+    }
+    troubles = {}
+    for seed in range(15):
+        monkeypatch.setattr(survey, "ROOM", random.Random(seed).choice([1, 3]))
+        data = bytearray(whole)
+        disorder_rows(data, random.Random(seed))
+        damaged.write_bytes(data)
+        troubles[seed] = trouble(damaged, calls)
+    assert {seed: said for seed, said in troubles.items() if said} == {}
+
+
+def test_rows_out_of_order_end_in_a_database_of_speval_0_1_1_too(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "old.db"
+    change(OLD, *(f"INSERT INTO evals VALUES ('{n}', 'completed', 1.5, 'null', '{n}')" for n in range(50)))(
+        path
+    )
+    whole = path.read_bytes()
+    calls = {**READ, "load pending": lambda path: load_evals(path, "pending")}
+    for seed in range(15):
+        data = bytearray(whole)
+        disorder_rows(data, random.Random(seed))
+        path.write_bytes(data)
+        assert trouble(path, calls) == ""
+
+
 PENDING = "UPDATE evals SET status = 'pending', result = NULL, {} WHERE id % 2"
 HELD = "UPDATE evals SET status = 'in_progress', worker = {} WHERE id % 2"
 LIVE = "INSERT INTO workers VALUES ({}, 'host', 1, 1.0, NULL)"
@@ -252,6 +285,14 @@ VALUES = {
     "end is a text": "UPDATE workers SET ended = 'x'",
     "host is no text": f"UPDATE workers SET host = {NO_TEXT}, pid = 'x'",
 }
+
+
+@pytest.mark.parametrize("id", [-(2**63), -(2**63) + 1, -1, 0, 2**63 - 1])
+def test_an_evaluation_with_an_id_that_speval_never_gives_is_survived_or_told(
+    id: int, damaged: pathlib.Path
+) -> None:
+    change(f"UPDATE evals SET id = {id} WHERE id = 5")(damaged)
+    assert trouble(damaged, {**READ, **WORK}) == ""
 
 
 @pytest.mark.parametrize("kind", VALUES)
@@ -296,6 +337,12 @@ MASTER = "UPDATE sqlite_master SET {} = CAST(x'ff' AS TEXT) WHERE name = 'evals'
 SCHEMAS = {
     "id is a text": schema("id INTEGER PRIMARY KEY", "id TEXT UNIQUE"),
     "id is a text without rows in order": schema("id INTEGER", "id TEXT"),
+    "arguments are numbers": change(
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_master SET sql = replace(sql, 'args TEXT', 'args')",
+        "PRAGMA writable_schema = RESET",
+        "UPDATE evals SET args = 5",
+    ),
     "id has another name": schema("id INTEGER", "ix INTEGER"),
     "columns may be null": change(
         "PRAGMA writable_schema = ON",
@@ -326,6 +373,9 @@ SCHEMAS = {
     "a trigger finishes": change(
         "CREATE TRIGGER t AFTER UPDATE ON evals WHEN new.status = 'in_progress'"
         " BEGIN UPDATE evals SET status = 'failed' WHERE id = new.id; END"
+    ),
+    "pending is missing": stale(
+        "evals_pending", "UPDATE evals SET status = 'pending', attempt = 0, result = NULL"
     ),
     "pending is stale": stale("evals_pending", "UPDATE evals SET status = 'completed', result = '1'"),
     "pending dangles": stale("evals_pending", "DELETE FROM evals WHERE status = 'pending'"),

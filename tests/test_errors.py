@@ -30,6 +30,8 @@ from speval import SpevalError, count_evals, load_evals, reset_evals, speval
         (ValueError, {"timeout": 0}),
         (ValueError, {"timeout": -1.5}),
         (ValueError, {"timeout": float("nan")}),
+        (ValueError, {"timeout": 10**400}),
+        (ValueError, {"evals_fname": "directory/" * 60 + "evals.db"}),
         (TypeError, {"timeout": True}),
         (TypeError, {"max_attempts": 2.5}),
         (ValueError, {"max_attempts": 0}),
@@ -141,6 +143,7 @@ import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 def func(x):
     leaked = []
+    os.closerange(3, 64)  # what is held back for that, too
     try:
         while True:
             leaked.append(os.open("/dev/null", os.O_RDONLY))
@@ -150,8 +153,53 @@ def func(x):
 
 speval(func, [1], "evals.db")
 """
-    assert "a file descriptor" in sandbox.run(script)
+    assert "1 finished evaluations are kept in memory" in sandbox.run(script)
     assert sandbox.column("result") == [1]
+
+
+def test_a_function_that_leaves_no_descriptor_does_not_keep_its_result_from_being_stored(
+    sandbox: Sandbox,
+) -> None:
+    script = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+leaked = []
+
+def func(x):
+    try:
+        while True:
+            leaked.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        return [x, len(leaked) > 10]
+
+print(speval(func, [1, 2], "evals.db"))
+"""
+    assert "'completed': 2" in sandbox.run(script)
+    assert sandbox.column("result") == [[1, True], [2, True]]
+
+
+def test_nor_is_it_lost_when_the_function_is_interrupted(sandbox: Sandbox) -> None:
+    script = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+leaked = []
+
+def func(x):
+    if x == 400:
+        try:
+            while True:
+                leaked.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            raise KeyboardInterrupt
+    return x
+
+try:
+    speval(func, range(500), "evals.db")
+except KeyboardInterrupt:
+    os.closerange(leaked[0], leaked[-1])
+    print(count_evals("evals.db"))
+"""
+    assert "'in_progress': 0, 'completed': 400, 'failed': 0" in sandbox.run(script)
 
 
 def test_a_long_traceback_is_cut_and_keeps_its_ends(tmp_path: pathlib.Path) -> None:

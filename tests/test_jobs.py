@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 
 import pytest
-from conftest import LIMIT, PRELUDE, Sandbox, until
+from conftest import LIMIT, PRELUDE, Sandbox, state, until
 
 import speval.jobs
 from speval import SpevalError, count_evals, load_evals
@@ -137,6 +137,29 @@ speval(func, range(20), "evals.db", n_jobs=2)
 """
         sandbox.run(script)
         assert sandbox.column("result") == list(range(20))
+
+    @pytest.mark.parametrize(
+        "outlives",
+        [
+            "threading.Thread(target=time.sleep, args=(1000,)).start()",
+            "multiprocessing.get_context('fork').Process(target=time.sleep, args=(1000,)).start()",
+        ],
+    )
+    def test_what_outlives_func_does_not_keep_speval_from_returning(
+        self, sandbox: Sandbox, outlives: str
+    ) -> None:
+        script = f"""
+import multiprocessing
+
+def func(x):
+    note(x, os.getpid())
+    {outlives}
+    return x
+
+print(speval(func, range(2), "evals.db", n_jobs=2)["completed"])
+"""
+        assert sandbox.end(sandbox.start(script, measured=False)) == "2\n"
+        assert not any(map(is_alive, pids(sandbox, 2)))
 
     def test_ignored_ends_of_children_are_noticed(self, sandbox: Sandbox) -> None:
         script = """
@@ -263,6 +286,17 @@ except speval.SpevalError as exc:
 
 
 class TestTimeout:
+    def test_a_program_that_hangs_is_ended_with_the_evaluation(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    os.system("echo $$ > new; mv new program; exec sleep 1000")
+
+speval(func, [0], "evals.db", timeout=0.5, n_jobs=2, max_attempts=1)
+"""
+        sandbox.run(script)
+        until(lambda: not is_alive(int((sandbox.path / "program").read_text())))
+        assert sandbox.column("status") == ["failed"]
+
     @pytest.mark.parametrize(
         "hang",
         [
@@ -288,8 +322,24 @@ speval(func, range(4), "evals.db", timeout=0.5, n_jobs=2, max_attempts=2)
         assert len(hung) == 2
         assert not any(map(is_alive, hung))
 
+    def test_what_tidies_up_after_a_killed_process_is_left_to_do_so(self, sandbox: Sandbox) -> None:
+        script = """
+from multiprocessing.shared_memory import SharedMemory
+
+def func(x):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    shared = SharedMemory(create=True, size=10)
+    note(shared.name)
+    time.sleep(1000)
+
+speval(func, [0], "evals.db", timeout=0.5, n_jobs=2, max_attempts=1)
+"""
+        sandbox.run(script)
+        (name,) = sandbox.calls()
+        until(lambda: not os.path.exists(f"/dev/shm/{name}"))
+
     def test_many_evaluations_shorter_than_it_are_no_long_one(self, sandbox: Sandbox) -> None:
-        run(lambda x: x, range(20_000), sandbox.db, timeout=0.2, n_jobs=2)
+        run(lambda x: x, range(200_000), sandbox.db, timeout=1, n_jobs=2)
         assert sum(sandbox.column("losses")) == 0
 
     def test_a_hung_process_is_killed_also_if_another_instance_reclaimed_first(
@@ -548,8 +598,28 @@ speval(double, [1], "evals.db", n_jobs=2)
         assert "__name__ == '__main__'" in output.splitlines()[-1]
 
 
+TERMINAL = """
+import fcntl, os, runpy, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, sys.argv[1]])
+"""
+SHELL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+script = os.fork()
+if script == 0:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpid())
+    os.execv(sys.executable, [sys.executable, sys.argv[1]])
+sys.exit(os.WEXITSTATUS(os.waitpid(script, 0)[1]))
+"""
+
+
 class TestTerminal:
-    def start(self, sandbox: Sandbox, code: str) -> tuple[subprocess.Popen[bytes], int]:
+    def start(
+        self, sandbox: Sandbox, code: str, shell: str = TERMINAL
+    ) -> tuple[subprocess.Popen[bytes], int]:
         """Start a script in a terminal of its own; return it and the other end of the terminal."""
         script = sandbox.path / "terminal.py"
         script.write_text(PRELUDE + code)
@@ -557,7 +627,7 @@ class TestTerminal:
         env = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
         with open(os.devnull, "wb") as null:
             instance = subprocess.Popen(
-                [sys.executable, "-c", TERMINAL, str(script)],
+                [sys.executable, "-c", shell, str(script)],
                 cwd=sandbox.path,
                 env=env,
                 stdin=theirs,
@@ -627,6 +697,27 @@ speval(func, range(4), "evals.db", n_jobs={n_jobs}, progress=True)
         assert not any(map(is_alive, workers))
         assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 4
 
+    def test_ctrl_z_stops_all_and_they_go_on_together(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    note(x, os.getpid())
+    wait_for("go")
+    return x
+
+note("parent", os.getpid())
+speval(func, [0, 1], "evals.db", n_jobs=2)
+"""
+        shell, terminal = self.start(sandbox, script, SHELL)
+        everybody = pids(sandbox, 3)
+        os.write(terminal, b"\x1a")
+        until(lambda: all(state(pid) == "T" for pid in everybody))
+        os.killpg(everybody[0], signal.SIGCONT)  # what `fg` does
+        until(lambda: not any(state(pid) == "T" for pid in everybody))
+        sandbox.touch("go")
+        self.read(terminal)
+        assert shell.wait(LIMIT) == 0
+        assert sandbox.column("result") == [0, 1]
+
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_progress_without_a_stderr_is_none(sandbox: Sandbox, n_jobs: int) -> None:
@@ -635,10 +726,3 @@ sys.stderr = None
 print(speval(abs, [-1], "evals.db", n_jobs={n_jobs}, progress=True)["completed"])
 """
     assert sandbox.run(script) == "1\n"
-
-
-TERMINAL = """
-import fcntl, os, runpy, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.executable, [sys.executable, sys.argv[1]])
-"""

@@ -1,13 +1,15 @@
 """Interrupts: what is finished is stored, what is not is released, and then they go their way."""
 
+import os
 import signal
 import sqlite3
+import subprocess
 import time
 
 import pytest
-from conftest import Sandbox, until
+from conftest import Sandbox, is_locked, state, until
 
-from speval import load_evals
+from speval import count_evals, load_evals
 
 WAITS = """
 def func(x):
@@ -39,23 +41,133 @@ def test_system_exit_in_func_releases_and_ends_the_instance(sandbox: Sandbox) ->
     assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)]
 
 
-def test_a_result_is_stored_even_if_func_swallows_the_interrupt(sandbox: Sandbox) -> None:
-    script = """
+# What `func` makes of an interrupt is no result of its evaluation, and no failure.
+SWALLOWS = """
 def func(x):
+    note(x)
+    if x == 0:
+        return x
     try:
-        note(x)
-        wait_for("never")
+        {}
     except BaseException:
-        return "saved"
+        {}
 
-speval(func, [0, 1], "evals.db")
+speval(func, [0, 1, 2], "evals.db", n_jobs=int(sys.argv[1]))
+"""
+PROGRAM = 'subprocess.run(["sleep", "1000"], check=True)'
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("end", ["return 'saved'", "raise ValueError"])
+def test_what_func_makes_of_an_interrupt_is_not_stored(
+    sandbox: Sandbox, n_jobs: int, signum: signal.Signals, end: str
+) -> None:
+    instance = sandbox.start(SWALLOWS.format('wait_for("never")', end), str(n_jobs))
+    until(lambda: len(sandbox.calls()) == 1 + n_jobs)
+    instance.send_signal(signum)
+    sandbox.end(instance, -signum)
+    assert sandbox.column("status") == ["completed", "pending", "pending"]
+    assert sandbox.column("losses") == [0, 0, 0]
+
+
+RUNS_A_PROGRAM = """
+import subprocess
+
+def func(x):
+    note(x, os.getpid())
+    return subprocess.run(["sh", "-c", "echo $$ > program; exec sleep 1000"], check=CHECK).returncode
+
+os.setpgid(0, 0)
+speval(func, [0], "evals.db", n_jobs=N)
+"""
+
+
+def program(sandbox: Sandbox) -> int:
+    """Wait until the program runs that an evaluation starts; return its process."""
+    return int(
+        until(lambda: os.path.exists(sandbox.path / "program") and (sandbox.path / "program").read_text())
+    )
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_an_interrupt_makes_of_a_program_of_func_is_not_stored(
+    sandbox: Sandbox, check: bool, n_jobs: int, signum: signal.Signals
+) -> None:
+    script = RUNS_A_PROGRAM.replace("CHECK", str(check)).replace("=N", f"={n_jobs}")
+    instance = sandbox.start(script, measured=False)
+    ran = program(sandbox)
+    os.killpg(instance.pid, signum)
+    sandbox.end(instance, -signum)
+    assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)]
+    until(lambda: not os.path.exists(f"/proc/{ran}"))
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_nor_if_the_program_is_told_first(sandbox: Sandbox, check: bool, signum: signal.Signals) -> None:
+    """By a scheduler that goes from process to process: ours is told once the program has ended."""
+    script = RUNS_A_PROGRAM.replace("CHECK", str(check)).replace("=N", "=1")
+    patient = "import importlib\ncore = importlib.import_module('speval.speval')\n"
+    patient += "core.MOMENT = 60.0\n"
+    instance = sandbox.start(patient + script)
+    ran = program(sandbox)
+    os.kill(ran, signum)
+    until(lambda: not os.path.exists(f"/proc/{ran}"))
+    instance.send_signal(signum)
+    sandbox.end(instance, -signum)
+    assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)]
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_what_is_ignored_stays_ignored(sandbox: Sandbox, n_jobs: int) -> None:
+    script = f"""
+import subprocess
+
+def func(x):
+    code = subprocess.run(["sh", "-c", "kill -HUP $$; echo alive"], check=True).returncode
+    note(x, os.getpid())
+    wait_for("go")
+    return code
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+speval(func, [0], "evals.db", n_jobs={n_jobs})
 """
     instance = sandbox.start(script)
-    until(sandbox.calls)
-    instance.terminate()
-    sandbox.end(instance, -signal.SIGTERM)
-    assert sandbox.column("result") == ["saved", None]
-    assert sandbox.column("status") == ["completed", "pending"]
+    (call,) = until(sandbox.calls)
+    instance.send_signal(signal.SIGHUP)
+    os.kill(int(call.split()[1]), signal.SIGHUP)
+    sandbox.touch("go")
+    sandbox.end(instance)
+    assert sandbox.column("result") == [0]
+
+
+def test_a_handler_that_asyncio_took_away_is_put_back_for_the_next_evaluation(sandbox: Sandbox) -> None:
+    script = """
+import asyncio
+
+async def main():
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, print)
+        asyncio.get_running_loop().remove_signal_handler(signum)
+
+def func(x):
+    asyncio.run(main())
+    return [x, signal.getsignal(signal.SIGINT) is signal.default_int_handler]
+
+def last(x):
+    return None
+
+speval(func, [0], "evals.db")
+worker_handlers = []
+speval(lambda x: asyncio.run(main()) if x < 300 else
+       worker_handlers.append(signal.getsignal(signal.SIGINT)), range(301), "other.db")
+print(worker_handlers[0] is not signal.default_int_handler)
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    assert sandbox.run(script) == "True\nTrue\n"
 
 
 def test_a_second_interrupt_does_not_wait_for_a_locked_database(sandbox: Sandbox) -> None:
@@ -71,6 +183,26 @@ def test_a_second_interrupt_does_not_wait_for_a_locked_database(sandbox: Sandbox
     conn.execute("COMMIT")
     conn.close()
     assert sandbox.column("status") == ["in_progress", "pending"]
+
+
+def test_ctrl_z_stops_in_no_transaction_of_a_search_inside_a_search(sandbox: Sandbox) -> None:
+    script = """
+def inner(x):
+    if x == 0:
+        os.kill(os.getpid(), signal.SIGTSTP)
+        note("went on")
+    handlers.append(signal.getsignal(signal.SIGTSTP))
+
+handlers = []
+os.setpgid(0, 0)
+speval(lambda x: speval(inner, range(3), "inner.db")["completed"], [0], "evals.db")
+print(len(set(map(id, (handler.__self__ for handler in handlers)))))
+"""
+    instance = sandbox.start(script)
+    until(lambda: state(instance.pid) == "T")
+    instance.send_signal(signal.SIGCONT)
+    assert sandbox.end(instance) == "1\n"
+    assert sandbox.calls() == ["went on"]
 
 
 def _catches(pid: int, signum: int) -> bool:
@@ -126,6 +258,30 @@ print(speval(func, [0, 1], "evals.db")["completed"])
 """
     assert sandbox.run(script) == "2\n"
     assert sandbox.calls() == ["mine", "mine"]
+
+
+def test_an_alarm_of_the_users_at_any_moment_leaves_the_database_usable(sandbox: Sandbox) -> None:
+    script = """
+import random
+
+class Late(Exception):
+    pass
+
+def limit(*args):
+    raise Late
+
+speval(abs, [-1], "evals.db")
+signal.signal(signal.SIGALRM, limit)
+for _ in range(500):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00001, 0.001))
+        count_evals("evals.db")
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Late:
+        pass
+print(count_evals("evals.db")["completed"])
+"""
+    assert sandbox.run(script).splitlines()[-1] == "1"
 
 
 def test_handlers_are_put_back(sandbox: Sandbox) -> None:
@@ -189,10 +345,74 @@ note("end")
 """
     instance = sandbox.start(script, measured=False)
     until(sandbox.calls)
-    while "end" not in (lines := sandbox.calls()):
+    for _ in range(100):  # then it may come to its end, however slow the machine is
+        if "end" in (lines := sandbox.calls()):
+            break
         instance.send_signal(signal.SIGINT)
         until(lambda lines=lines: len(sandbox.calls()) > len(lines))  # type: ignore[misc]
+    until(lambda: "end" in sandbox.calls())
     sandbox.touch("end")
     sandbox.end(instance)
     assert sandbox.column("result") == list(range(400))
     assert set(sandbox.column("losses")) == {0}
+
+
+def test_ctrl_z_in_a_transaction_waits_for_its_end(sandbox: Sandbox) -> None:
+    """With another thread about, of a BLAS say, the kernel gives it the signal that the first one blocks."""
+    script = """
+os.setpgrp()  # Ctrl-Z has no effect on a group without a parent outside it
+threading.Thread(target=wait_for, args=("never",), daemon=True).start()
+
+def func(x):
+    note(x)
+    wait_for("go")
+
+speval(func, range(5), "evals.db", wait=sys.argv[1] == "wait")
+"""
+    instance = sandbox.start(script, "wait", measured=False)
+    until(sandbox.calls)
+    conn = sqlite3.connect(sandbox.db, isolation_level=None)
+    conn.execute("BEGIN IMMEDIATE")
+    sandbox.touch("go")
+    until(lambda: is_locked(sandbox.db + "-lock", 0))  # it has its turn, and waits for us
+    instance.send_signal(signal.SIGTSTP)
+    conn.execute("ROLLBACK")
+    conn.close()
+    until(lambda: state(instance.pid) == "T")
+    sandbox.end(sandbox.start(script, "go on"))
+    assert state(instance.pid) == "T"
+    assert count_evals(sandbox.db)["pending"] == 0
+    instance.send_signal(signal.SIGCONT)
+    sandbox.end(instance)
+    assert sandbox.column("status") == ["completed"] * 5
+    assert sorted(sandbox.calls()) == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_the_first_process_of_a_container_ends_by_a_signal_as_others_do(
+    sandbox: Sandbox, signum: signal.Signals
+) -> None:
+    """The kernel ends it by no signal whose default stands: it has to end itself, with what a shell says."""
+    container = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    _skip_unless_it_works([*container, "true"])
+    become_first = f"""
+if os.getpid() != 1:
+    container = {container}
+    os.execvp(container[0], [*container, sys.executable, *sys.argv])
+"""
+    instance = sandbox.start(become_first + WAITS, measured=False)
+    sandbox.touch("go 0")
+    until(lambda: sandbox.calls() == ["0", "1"])
+    with open(f"/proc/{instance.pid}/task/{instance.pid}/children") as children:
+        (inner,) = map(int, children.read().split())
+    os.kill(inner, signum)
+    assert "Traceback" not in sandbox.end(instance, 128 + signum)
+    assert sandbox.column("status") == ["completed", "pending"]
+    assert sandbox.column("losses") == [0, 0]
+
+
+def _skip_unless_it_works(command: list[str]) -> None:
+    try:
+        subprocess.run(command, capture_output=True, check=True, timeout=60)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        pytest.skip(f"it takes root, and unshare: {exc}")

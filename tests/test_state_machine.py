@@ -210,7 +210,9 @@ class Sweep(RuleBasedStateMachine):
         self.now += steps * core.LOOK
         for outcome in outcomes:
             self.expect_end(actor, outcome)
-        if actor.worker.todo:
+        if room:  # who claims has ended all that he held, or gives it back
+            self.expect_release(actor, 0)
+        elif actor.worker.todo:
             self.expect_release(actor, int(actor.worker.todo[0].name))
         if self.now > actor.looked:
             self.expect_look(actor)
