@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .progress import Rate, bar, duration, speed
-from .speval import STATUSES, SpevalError, reset_evals
+from .speval import STATUSES, SpevalError, reset_evals, visible
 
 __all__ = ["main"]
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
         return 1
-    except (SpevalError, ValueError, TypeError, OSError) as exc:
+    except (SpevalError, ValueError, TypeError, OSError, RecursionError) as exc:
         print(f"speval: {_one_line(exc)}", file=sys.stderr)
         return 2
     return code
@@ -62,8 +62,8 @@ def _prepare_output() -> None:
 
 def _one_line(exc: Exception) -> str:
     if isinstance(exc, OSError) and exc.strerror and exc.filename:
-        return f"{os.fsdecode(exc.filename)}: {exc.strerror}"
-    return " ".join(str(exc).split())
+        return visible(f"{os.fsdecode(exc.filename)}: {exc.strerror}")
+    return visible(" ".join(str(exc).split()))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -179,7 +179,7 @@ def _describe(db: str, seen: Any, rate: float | None, failures: list[Any]) -> It
     if seen.running:
         workers = {worker.id: worker for worker in seen.workers}
         rows = [
-            [name, duration(max(seen.at - (started or seen.at), 0)), *_place(workers.get(worker))]
+            [name, _since(started, seen.at), *_place(workers.get(worker))]
             for name, started, worker in seen.running
         ]
         more = seen.counts["in_progress"] - len(rows)
@@ -202,8 +202,12 @@ def _life(worker: Any) -> str:
     return "alive" if worker.alive else "dead"
 
 
-def _when(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+def _when(at: float | None) -> str:
+    return "" if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def _since(started: float | None, at: float) -> str:
+    return "" if started is None else duration(max(at - started, 0))
 
 
 def _grouped(failures: list[Any]) -> Iterator[str]:
@@ -272,8 +276,8 @@ def _errors(args: argparse.Namespace) -> int:
 
     if args.name is not None:
         status, error = survey.error_of(args.db, args.name)
-        text = "".join(c if c.isprintable() or c in "\t\n" else ascii(c)[1:-1] for c in error or "")
-        print(text.rstrip("\n") if status == "failed" else f"evaluation {args.name} is {status}")
+        one = visible(f"evaluation {args.name} is {status}")
+        print(visible(error, kept="\t\n").rstrip("\n") if status == "failed" else one)
         return 1 if status == "failed" else 0
     failures = survey.failures(args.db)
     for line in _grouped(failures) if failures else ["nothing has failed"]:
@@ -299,7 +303,10 @@ def _doctor(args: argparse.Namespace) -> int:
     good = True
     for what, well, found in doctor.examine(args.path):
         good = good and well
-        print(f"{_painted('ok' if well else 'no', 'ok' if well else 'no')} {what:16} {found}", flush=True)
+        print(
+            f"{_painted('ok' if well else 'no', 'ok' if well else 'no')} {what:16} {visible(found)}",
+            flush=True,
+        )
     return 0 if good else 1
 
 

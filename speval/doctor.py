@@ -13,15 +13,19 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .speval import CURRENT, Database, Locks, Signals, SpevalError, _host, _mount
+from .speval import CURRENT, Database, Locks, Signals, SpevalError, _host, _mount, _mount_options, _notice
 
 __all__ = ["Finding", "examine", "hold"]
 
 WORKER = 12345  # the id whose byte is locked; a real worker's is random
 HELD = ".speval-doctor"  # beside it, "-lock", is what is locked; it counts as long as somebody holds
 BEAT = 0.5  # seconds from one count to the next
-PATIENCE = 10.0  # seconds in which another process has to do what it should
+START = 300.0  # seconds, at most, in which a process starts and gets a lock: machine and mount may be slow
+# Seconds in which a lock that was given up is gone, and a living process counts. A server that has started
+# again does nothing for anybody for up to 90 s, and what a host sees of another may be a minute old.
+PATIENCE, NETWORK_PATIENCE = 10.0, 120.0
 LITTLE = 100_000_000  # bytes left on the disk that are too few
+RECOVER = "/sys/module/nfs/parameters/recover_lost_locks"
 
 
 class Finding(NamedTuple):
@@ -46,6 +50,7 @@ def examine(path: str) -> Iterator[Finding]:
     yield Finding("Python", True, f"{sys.version.split()[0]} on {_host()}")
     yield Finding("SQLite", sqlite3.sqlite_version_info >= (3, 26), sqlite3.sqlite_version)
     yield _mounted(folder)
+    yield from _lost_locks(os.path.join(folder, ""))
     free = shutil.disk_usage(folder).free
     yield Finding("space left", free >= LITTLE, f"{free / 1e9:.1f} GB")
     if os.access(folder, os.W_OK | os.X_OK):
@@ -71,6 +76,46 @@ def _mounted(folder: str) -> Finding:
     return Finding("mount", True, kind or "unknown")
 
 
+NFS_3 = (
+    "locks are lost without a word when the server's lock service starts again, and those of a host that dies"
+    " may stay: prefer vers=4.2, and set a timeout"
+)
+NFS_4 = (
+    "a server that forgets its clients, or a partition longer than its lease (90 s by default), takes the"
+    " locks; workers take them again at their next transaction, and what ran is evaluated again"
+)
+RECOVERED = (
+    "recover_lost_locks is Y: the kernel takes lost locks again that others may have had meanwhile, which can"
+    " damage the database: set it to N, its default"
+)
+
+
+def _lost_locks(path: str, table: str = "/proc/self/mounts", recover: str = RECOVER) -> Iterator[Finding]:
+    """Say what may take the locks of the living on NFS, and keep those of the dead."""
+    kind, options = _mount_options(path, table)
+    if not kind.startswith("nfs"):
+        return
+    version = next((option for option in options if option.startswith("vers=")), f"vers={kind[3:]}")
+    if not version.startswith("vers=4"):
+        yield Finding("NFS", True, NFS_3)
+    elif _contents(recover).strip() == "Y":
+        yield Finding("NFS", False, RECOVERED)
+    else:
+        yield Finding("NFS", True, NFS_4)
+
+
+def _contents(name: str) -> str:
+    """Return what is in a small file, "" if it cannot be read."""
+    with contextlib.suppress(OSError), open(name, errors="backslashreplace") as file:
+        return file.read()
+    return ""
+
+
+def _patience(folder: str) -> float:
+    _, network, _ = _mount(os.path.join(folder, ""))
+    return NETWORK_PATIENCE if network else PATIENCE
+
+
 def _between_processes(folder: str) -> Finding:
     """See the lock of another process, kill that, and see that the lock is gone."""
     with (
@@ -84,20 +129,35 @@ def _between_processes(folder: str) -> Finding:
         ) as holder,
     ):
         try:
-            locks = Locks(os.path.join(ours, HELD))
-            if not _until(lambda: _count(ours) is not None or holder.poll() is not None):
-                return Finding("locks", False, "another process could not take one in time")
-            if holder.poll() is not None and holder.stderr is not None:
-                why = holder.stderr.read().strip().rpartition("speval: ")[2]
-                return Finding("locks", False, f"cannot be held: {why}")
-            if _is_free(locks):
-                return Finding("locks", False, "the lock of one process is not seen by another")
-            holder.kill()
-            holder.wait()
-            if not _until(lambda: _is_free(locks)):
-                return Finding("locks", False, "the lock of a killed process stays: set a timeout")
+            return _seen_and_gone(ours, holder)
         finally:
             holder.kill()
+
+
+def _seen_and_gone(folder: str, holder: subprocess.Popen[str]) -> Finding:
+    """Try the lock of a process; only what was seen of it counts against the locks."""
+    locks = Locks(os.path.join(folder, HELD))
+    asked = "a process that was to hold a lock"
+
+    def has_begun() -> bool:
+        return _count(folder) is not None or holder.poll() is not None
+
+    if not _until(has_begun, START, f"{asked} to start"):
+        return Finding("answer", False, f"within {START:.0f} s from {asked}: try it again, or elsewhere")
+    free = _is_free(locks)
+    if holder.poll() is not None:
+        _, said = holder.communicate()
+        if holder.returncode == 2:
+            return Finding("locks", False, f"cannot be held: {said.strip().rpartition('speval: ')[2]}")
+        return Finding("answer", False, f"from {asked}, it ended with {holder.returncode}: try it again")
+    if free:
+        return Finding("locks", False, "the lock of one process is not seen by another")
+    holder.kill()
+    holder.wait()
+    patience = _patience(folder)
+    if not _until(lambda: _is_free(locks), patience, "the lock of a killed process to go"):
+        found = f"the lock of a killed process is still there after {patience:.0f} s: set a timeout"
+        return Finding("locks", False, found)
     return Finding("locks", True, "seen by another process, and gone when theirs is killed")
 
 
@@ -106,20 +166,34 @@ def _between_hosts(folder: str) -> Iterator[Finding]:
     before = _count(folder)
     if before is None:
         return
-    locks = Locks(os.path.join(folder, HELD))
-    held = _until(lambda: _count(folder) != before, 10 * BEAT)
-    free = not os.path.exists(locks.path) or _is_free(locks)
+    name = os.path.join(folder, HELD)
+    locks = Locks(name)
     who = f"`doctor --hold`, {before.partition(' ')[2]}"
-    if held:
-        what = (
-            f"of {who}, are not seen here: use one host, or another mount" if free else f"of {who}, are seen"
-        )
-        yield Finding("locks", not free, what)
+    counts = _counts(folder, who)
+    free = not os.path.exists(locks.path) or _is_free(locks)
+    if counts and free:  # it may have ended just now: its lock counts only if it goes on
+        counts = _counts(folder, who)
+    silent = f"of {who}, which has not counted for {_patience(folder):.0f} s, are"
+    if not os.path.exists(name):  # it has ended, and has taken its files away
+        return
+    if counts:
+        seen = "are not seen here: use one host, or another mount" if free else "are seen"
+        yield Finding("locks", not free, f"of {who}, {seen}")
     elif free:
-        _clear(os.path.join(folder, HELD))
-        yield Finding("locks", True, f"of {who}, which was killed, are gone")
+        _clear(name)
+        yield Finding("locks", True, f"{silent} gone")
     else:
-        yield Finding("locks", False, f"of {who}, which counts no more, stay: set a timeout")
+        yield Finding("locks", False, f"{silent} still there: is it stopped? If it is dead, set a timeout")
+
+
+def _counts(folder: str, who: str) -> bool:
+    """Tell whether somebody who holds a lock counts on."""
+    before, name = _count(folder), os.path.join(folder, HELD)
+
+    def is_known() -> bool:
+        return _count(folder) not in (None, before) or not os.path.exists(name)
+
+    return _until(is_known, _patience(folder), f"{who} to count") and os.path.exists(name)
 
 
 def _is_free(locks: Locks) -> bool:
@@ -129,9 +203,7 @@ def _is_free(locks: Locks) -> bool:
 
 def _count(folder: str) -> str | None:
     """Return what `hold` has written last, None if it has never been there."""
-    with contextlib.suppress(OSError), open(os.path.join(folder, HELD)) as file:
-        return file.read() or None
-    return None
+    return "".join(filter(str.isprintable, _contents(os.path.join(folder, HELD)))) or None
 
 
 def hold(folder: str, wait: Callable[[float], object] = time.sleep) -> None:
@@ -171,12 +243,13 @@ def _clear(name: str) -> None:
             os.unlink(left)
 
 
-def _until(condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
+def _until(condition: Callable[[], bool], seconds: float, what: str) -> bool:
     end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
+    with _notice(lambda: f"waiting for {what}"):
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
     return True
 
 

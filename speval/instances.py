@@ -40,10 +40,10 @@ def run(command: Sequence[str], n: int, threads: int | None = None) -> bool:
     """Run `n` instances of a command until each has ended; return whether all is completed.
 
     That is, each instance has ended with 0 and every evaluation of the databases that they have used is
-    completed. Those that are killed are started again, up to 10 times within a minute each. What they
-    write goes to stdout and stderr, line by line, with their number before it. How far the databases are
-    is shown on stderr. SIGINT, SIGTERM and SIGHUP go to the instances first, and end this process when
-    they have ended.
+    completed; of a database that they have deleted, the exit codes alone tell. Those that are killed are
+    started again, up to 10 times within a minute each. What they write goes to stdout and stderr, line by
+    line, with their number before it. How far the databases are is shown on stderr. SIGINT, SIGTERM and
+    SIGHUP go to the instances first, and end this process when they have ended.
 
     Parameters
     ----------
@@ -96,11 +96,17 @@ def _how_far(used: str) -> tuple[dict[str, int], int]:
 
 
 def _all_completed(used: str) -> bool:
+    return all(_is_completed(path) for path in _databases(used))
+
+
+def _is_completed(path: str) -> bool:
     try:
-        counts = [count_evals(path) for path in _databases(used)]
+        counts = count_evals(path)
+    except FileNotFoundError:  # a script may delete what it needs no more: then its exit code is what tells
+        return True
     except (OSError, SpevalError):
         return False
-    return all(number == 0 for c in counts for status, number in c.items() if status != "completed")
+    return counts["completed"] == sum(counts.values())
 
 
 class Instance:

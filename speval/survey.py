@@ -44,28 +44,29 @@ ERROR_OF = "SELECT status, error FROM evals WHERE name = :name"
 SIZE = "SELECT count(*), max(id) FROM evals"
 ROOM = 50_000  # rows, of which only short columns are read, in one transaction
 CHUNKS = 2  # of so many rows are read for the rate
+YEAR_10000 = 253_402_300_800.0  # unix time of its start, s
 
 
 class Working(NamedTuple):
-    """A worker that has not ended: since when (unix time, s), whether it lives, and what it has."""
+    """A worker that has not ended: since when (unix time, s, if that is known), and whether it lives."""
 
     id: int
     host: str
     pid: int
-    started: float
+    started: float | None
     alive: bool
 
 
 class Survey(NamedTuple):
     """How far the evaluations of a database are.
 
-    `running` has name, start (unix time, s) and worker of the claims, the oldest first, at most so many
-    as were asked for; `at` is the unix time of the look.
+    `running` has name, start (unix time, s, None if it is not known) and worker of the claims, the oldest
+    first, at most so many as were asked for; `at` is the unix time of the look.
     """
 
     counts: dict[str, int]
     workers: list[Working]
-    running: list[tuple[str, float, int]]
+    running: list[tuple[str, float | None, int]]
     at: float
 
     @property
@@ -85,6 +86,26 @@ class Failure(NamedTuple):
     names: list[str]
 
 
+def _time(value: Any) -> float | None:
+    """Return a unix time as it is stored, None if it is none that a calendar has."""
+    return value if isinstance(value, (int, float)) and 0 <= value < YEAR_10000 else None
+
+
+def _readable(value: Any) -> Any:
+    """Return a stored value as one of JSON's: bytes, which speval never stores, as text."""
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(_readable(value))
+
+
+def _must_grow(ids: list[Any]) -> None:
+    """Raise if ids are not in order: who goes on after the last of them might go round for ever."""
+    if not all(isinstance(id, int) for id in ids) or any(a >= b for a, b in zip(ids, ids[1:])):
+        raise sqlite3.DatabaseError("its rows are not in order")
+
+
 def survey(evals_fname: str | os.PathLike[str], room: int = 10) -> Survey:
     """Look at a database, atomically.
 
@@ -99,9 +120,13 @@ def survey(evals_fname: str | os.PathLike[str], room: int = 10) -> Survey:
         counts = _count_any(conn, found)
         if found != CURRENT:
             return Survey(counts, [], [], time.time())
-        rows: list[tuple[int, str, int, float]] = conn.execute(LIVE_WORKERS_SINCE).fetchall()
-        workers = [Working(*row, not db.locks.is_dead(row[0])) for row in rows]
-        running = conn.execute(RUNNING, {"room": room}).fetchall()
+        rows = conn.execute(LIVE_WORKERS_SINCE).fetchall()
+        workers = [
+            Working(id, _readable(host), _readable(pid), _time(started), not db.locks.is_dead(id))
+            for id, host, pid, started in rows
+        ]
+        claims = conn.execute(RUNNING, {"room": room}).fetchall()
+    running = [(_text(name), _time(started), worker) for name, started, worker in claims]
     return Survey(counts, workers, running, time.time())
 
 
@@ -111,13 +136,13 @@ def rate(evals_fname: str | os.PathLike[str], seen: Survey) -> float | None:
     In the last 30 s, or a minute, two, four and so on, until there are 10 of them; or in the time of the
     last 100,000. Evaluations that were tried again, from far back, do not count among the latest.
     """
-    living = [worker for worker in seen.workers if worker.alive]
-    if not living:
+    starts = [worker.started for worker in seen.workers if worker.alive and worker.started is not None]
+    if not starts:
         return None
     latest = list(_latest(_existing(evals_fname)))
     now = time.time()  # it may have waited for long
     ages = sorted(max(now - updated, 0.0) for updated in latest)
-    since = max(now - min(worker.started for worker in living), 1e-3)
+    since = max(now - min(starts), 1e-3)
     seconds = WINDOW
     while bisect.bisect(ages, seconds) < ENOUGH and seconds < since:
         seconds *= 2
@@ -131,14 +156,15 @@ def _latest(db: Database) -> Iterator[float]:
     """Yield when the latest evaluations were finished, by their place in the space, the last first."""
     with Signals(), db.read() as conn:
         ((total, last),) = conn.execute(SIZE).fetchall()
-        before = _first_fresh(conn, total, last or 0)
+        before = min(_first_fresh(conn, total, last or 0), 2**63 - 1)  # SQLite has no larger number
     for _ in range(CHUNKS):
         with Signals(), db.read() as conn:
             rows = conn.execute(WHEN_FINISHED, {"before": before, "room": ROOM}).fetchall()
-        for before, updated in rows:  # noqa: B007 - the last is where to go on
-            yield updated
+            _must_grow([*(id for id, _ in reversed(rows)), before])
         if not rows:
             return
+        yield from (at for _, updated in rows if (at := _time(updated)) is not None)
+        before = rows[-1][0]
 
 
 def errors(evals_fname: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
@@ -146,24 +172,28 @@ def errors(evals_fname: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
     db = _existing(evals_fname)
     after = -(2**63)
     while True:
-        rows, size = [], 0
         with Signals(), db.read() as conn:
-            if db.format(conn) != CURRENT:
-                return
-            with contextlib.closing(conn.execute(FAILED, {"after": after, "room": ROOM})) as cursor:
-                for row in cursor:
-                    rows.append(row)
-                    size += len(row[2] or "")
-                    if size > CHUNK_SIZE:
-                        break
-        for after, name, error in rows:  # noqa: B007 - the last is where to go on
-            yield name, error or ""
+            rows = _some_failed(conn, after) if db.format(conn) == CURRENT else []
+            _must_grow([after, *(id for id, _, _ in rows)])
         if not rows:
             return
+        for after, name, error in rows:  # noqa: B007 - the last is where to go on
+            yield name, error
 
 
-def error_of(evals_fname: str | os.PathLike[str], name: str) -> tuple[str, str | None]:
-    """Return the status and the error of one evaluation.
+def _some_failed(conn: sqlite3.Connection, after: int) -> list[tuple[int, str, str]]:
+    rows, size = [], 0
+    with contextlib.closing(conn.execute(FAILED, {"after": after, "room": ROOM})) as cursor:
+        for id, name, error in cursor:
+            rows.append((id, _text(name), _text(error)))
+            size += len(rows[-1][2])
+            if size > CHUNK_SIZE:
+                break
+    return rows
+
+
+def error_of(evals_fname: str | os.PathLike[str], name: str) -> tuple[str, str]:
+    """Return the status and the error of one evaluation, ``""`` if it has none.
 
     Raises
     ------
@@ -176,7 +206,7 @@ def error_of(evals_fname: str | os.PathLike[str], name: str) -> tuple[str, str |
     if not rows:
         raise ValueError(f"{db.path} has no evaluation {name!r}")
     ((status, error),) = rows
-    return status, error
+    return _text(status), _text(error)
 
 
 def failures(evals_fname: str | os.PathLike[str], most: int = 1000) -> list[Failure]:
@@ -209,10 +239,14 @@ def results(evals_fname: str | os.PathLike[str], status: str | None = None) -> I
         _flatten(row, "args", e["args"])
         if e["status"] == "completed":
             _flatten(row, "result", e["result"])
-        finished = e["status"] in ("completed", "failed") and e["started"] is not None
-        row["duration"] = e["updated"] - e["started"] if finished else None
+        row["duration"] = _duration(e) if e["status"] in ("completed", "failed") else None
         row["attempt"], row["worker"] = e["attempt"], e["worker"]
-        yield row
+        yield {key: _readable(value) for key, value in row.items()}
+
+
+def _duration(e: dict[str, Any]) -> float | None:
+    began, ended = _time(e["started"]), _time(e["updated"])
+    return None if began is None or ended is None else ended - began
 
 
 def _flatten(row: dict[str, Any], key: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -10,6 +11,7 @@ import os
 import pathlib
 import pty
 import re
+import shutil
 import signal
 import sqlite3
 import struct
@@ -20,7 +22,8 @@ import termios
 import pytest
 from conftest import LIMIT, Sandbox, until
 
-from speval import count_evals, load_evals, speval
+from speval import count_evals, doctor, load_evals, speval
+from speval.cli import main
 from speval.instances import Instance
 
 BAD = [3, 7]
@@ -243,6 +246,13 @@ class TestErrors:
         assert printed == load_evals(evaluated.db)[3]["error"]
         assert command(evaluated, "errors", "evals.db", "4") == "evaluation 4 is completed\n"
 
+    def test_an_error_that_somebody_stored_as_bytes_is_shown_as_text(self, evaluated: Sandbox) -> None:
+        with contextlib.closing(sqlite3.connect(evaluated.db, isolation_level=None)) as conn:
+            conn.execute("UPDATE evals SET error = x'0a' || x'6f6f7073ff' WHERE status = 'failed'")
+            conn.execute("UPDATE evals SET error = CAST(error AS BLOB)")
+        assert "oops\\xff  3, 7" in command(evaluated, "errors", "evals.db", code=1)
+        assert command(evaluated, "errors", "evals.db", "3", code=1) == "\noops\\xff\n"
+
     def test_nothing_failed_is_fine(self, sandbox: Sandbox) -> None:
         speval(abs, [1], sandbox.db)
         assert command(sandbox, "errors", "evals.db") == "nothing has failed\n"
@@ -386,8 +396,81 @@ class TestDoctor:
         assert "somebody holds it already" in command(sandbox, "doctor", "--hold", ".", code=2)
         hold.kill()
         hold.wait(LIMIT)
-        assert "which was killed, are gone" in command(sandbox, "doctor", ".")
+        assert re.search(r"has not counted for \d+ s, are gone", command(sandbox, "doctor", "."))
         assert list(sandbox.path.iterdir()) == []
+
+    def test_one_that_is_stopped_is_not_said_to_be_dead(
+        self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(doctor, "PATIENCE", 0.1)
+        hold = subprocess.Popen(
+            [sys.executable, "-m", "speval", "doctor", "--hold", "."],
+            cwd=sandbox.path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        sandbox.instances.append(hold)
+        until((sandbox.path / ".speval-doctor").exists)
+        until((sandbox.path / ".speval-doctor").read_text)
+        hold.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, hold.pid, os.WSTOPPED)
+        bad = [finding.found for finding in doctor.examine(str(sandbox.path)) if not finding.good]
+        assert len(bad) == 1
+        assert "are still there: is it stopped?" in bad[0]
+        assert (sandbox.path / ".speval-doctor-lock").exists()
+
+    def test_a_process_may_take_long_to_start_and_who_waits_is_told(self, sandbox: Sandbox) -> None:
+        (sandbox.path / "sitecustomize.py").write_text(
+            "import os, time\n"
+            "for _ in range(6000):\n"
+            f"    if os.path.exists({str(sandbox.path / 'go')!r}):\n"
+            "        break\n"
+            "    time.sleep(0.01)\n"
+        )
+        looking = sandbox.start("""
+import importlib
+from speval import cli, doctor
+importlib.import_module("speval.speval").LONG_WAIT = 0.05
+doctor.PATIENCE = 0.0
+sys.exit(cli.main(["doctor", "."]))
+""")
+        assert looking.stdout is not None
+        assert any(
+            "waiting for a process that was to hold a lock to start" in line for line in looking.stdout
+        )
+        sandbox.touch("go")
+        assert re.search(r"^ok locks ", sandbox.end(looking), re.MULTILINE)
+
+    def test_what_does_not_answer_in_time_is_not_called_without_locks(
+        self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(doctor, "START", 0.0)
+        bad = [finding for finding in doctor.examine(str(sandbox.path)) if not finding.good]
+        assert [finding.what for finding in bad] == ["answer"]
+        assert list(sandbox.path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("mount", "recover", "good", "said"),
+        [
+            ("nfs rw,vers=3,local_lock=none", None, True, "prefer vers=4.2, and set a timeout"),
+            ("nfs rw", "Y", True, "prefer vers=4.2, and set a timeout"),
+            ("nfs4 rw,vers=4.2", None, True, "longer than its lease"),
+            ("nfs4 rw,vers=4.2", "N\n", True, "longer than its lease"),
+            ("nfs4 rw", "Y\n", False, "set it to N"),
+            ("nfs rw,vers=4.0", "Y\n", False, "set it to N"),
+            ("ext4 rw", "Y\n", None, None),
+        ],
+    )
+    def test_what_takes_locks_on_nfs_is_told_by_version_and_setting(
+        self, tmp_path: pathlib.Path, mount: str, recover: str | None, good: bool | None, said: str | None
+    ) -> None:
+        table, parameter = tmp_path / "mounts", tmp_path / "recover_lost_locks"
+        table.write_text(f"/dev/sda1 / ext4 rw 0 0\nserver:/x /data {mount} 0 0\n")
+        if recover is not None:
+            parameter.write_text(recover)
+        found = list(doctor._lost_locks("/data/set/", str(table), str(parameter)))
+        assert [finding.good for finding in found] == ([] if good is None else [good])
+        assert all(said in finding.found for finding in found if said is not None)
 
     def test_holding_ends_with_ctrl_c_and_leaves_nothing(self, sandbox: Sandbox) -> None:
         hold = subprocess.Popen(
@@ -442,6 +525,19 @@ class TestRun:
         sandbox.end(self.start(sandbox, code, "-n", "1", "script.py"), 1)
         printed = sandbox.end(self.start(sandbox, "sys.exit(3)\n", "-n", "1", "script.py"), 1)
         assert "speval: instance 1 ended with exit code 3" in printed
+
+    @pytest.mark.parametrize("code", [0, 3])
+    def test_of_a_database_that_the_script_has_deleted_its_exit_code_tells(
+        self, sandbox: Sandbox, code: int
+    ) -> None:
+        script = f"""
+import tempfile
+with tempfile.TemporaryDirectory() as folder:
+    print(speval(lambda x: x, range(3), folder + "/evals.db"))
+sys.exit({code})
+"""
+        printed = sandbox.end(self.start(sandbox, script, "-n", "1", "script.py"), 1 if code else 0)
+        assert "'completed': 3" in printed
 
     def test_a_killed_instance_is_started_again(self, sandbox: Sandbox) -> None:
         code = """
@@ -553,6 +649,91 @@ while True:
         lines = [re.split(r"\r+", line.rstrip("\r"))[-1] for line in shown.split("\n")]
         assert sum(bool(re.fullmatch(r"\[[12]\] did \d+", line)) for line in lines) == 20
         assert "] 20/20, 0 workers, " in lines[-2]
+
+
+ABSURD = [
+    "9e999",
+    "-9e999",
+    "1e300",
+    "-9223372036854775808",
+    "9223372036854775807",
+    "5",
+    "2.5",
+    "NULL",
+    "''",
+    "x''",
+    "x'ff'",
+    "x'5b315d'",
+    "'nonsense'",
+    "'two' || char(10) || 'lines' || char(27) || '[2J'",
+    "CAST(x'ff' AS TEXT)",
+]
+COLUMNS = {
+    "evals": "id name status updated result args error attempt losses reset worker started",
+    "workers": "id host pid started ended",
+}
+LOOSE = ["id INTEGER PRIMARY KEY", " INTEGER", " TEXT", " REAL", " NOT NULL"]
+COMMANDS = [
+    ["status", "evals.db"],
+    ["errors", "evals.db"],
+    ["errors", "evals.db", "0"],
+    ["errors", "evals.db", "3"],
+    ["results", "evals.db", "--status", "failed"],
+    ["results", "evals.db", "--format", "csv", "--spreadsheet"],
+    *(["results", "evals.db", "--format", how] for how in ("table", "csv", "jsonl")),
+    *(["results", "evals.db", "--sort", "{}", "--format", how] for how in ("table", "csv", "jsonl")),
+    ["retry", "evals.db"],
+    ["retry", "evals.db", "0", "2", "--status", "completed"],
+]
+
+
+@pytest.fixture(scope="module")
+def loose(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A database whose columns take anything: one evaluation that failed, one that runs, two others."""
+    path = tmp_path_factory.mktemp("loose") / "evals.db"
+    speval(lambda x: 1 / x, range(3), path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("UPDATE evals SET status = 'in_progress' WHERE name = '1'")
+        conn.execute("INSERT INTO evals (name, status, updated, args) VALUES ('3', 'pending', 1.5, '3')")
+        conn.execute("UPDATE workers SET ended = NULL")
+        conn.execute("PRAGMA writable_schema = ON")
+        for words in LOOSE[1:]:
+            conn.execute(f"UPDATE sqlite_master SET sql = replace(sql, '{words}', '') WHERE type = 'table'")
+        conn.execute(f"UPDATE sqlite_master SET sql = replace(sql, 'id PRIMARY KEY', '{LOOSE[0]}')")
+    return path
+
+
+def end_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command here; return what is wrong with how it ends, or ''."""
+    code = main(words)
+    out, err = capsys.readouterr()
+    if code == 2:
+        told = re.fullmatch(r"speval: .*(evals\.db|there is no column).*\n", err)
+        return "" if told and err[:-1].isprintable() else err
+    data = "csv" in words or "jsonl" in words
+    return "" if err == "" and (data or out.replace("\n", "").isprintable()) else err or out
+
+
+@pytest.mark.parametrize("column", [f"{t}.{column}" for t, c in COLUMNS.items() for column in c.split()])
+def test_no_value_in_the_database_is_a_traceback_or_writes_on_the_terminal(
+    loose: pathlib.Path,
+    column: str,
+    sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(sandbox.path)
+    table, _, name = column.partition(".")
+    for value in ABSURD:
+        shutil.copy(loose, sandbox.db)
+        with contextlib.closing(sqlite3.connect(sandbox.db, isolation_level=None)) as conn:
+            fitting = f"coalesce(CAST({value} AS INTEGER), 0)" if name == "id" else value
+            conn.execute(f"UPDATE OR IGNORE {table} SET {name} = {fitting}")
+        key = name if name in ("name", "status", "args", "result", "attempt", "worker") else "duration"
+        commands = [[word.format(key) for word in words] for words in COMMANDS]
+        ends = {" ".join(words): end_of(words, capsys) for words in commands}
+        assert {words: end for words, end in ends.items() if end} == {}, value
+    assert end_of(["doctor", "evals.db"], capsys) == ""
 
 
 def test_the_module_and_the_installed_command_are_the_same() -> None:
