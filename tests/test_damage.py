@@ -502,3 +502,16 @@ def test_one_argument_that_cannot_be_read_fails_that_evaluation_only(damaged: pa
     change("UPDATE evals SET args = '{' WHERE name = '5'")(damaged)
     counts = speval(func, SPACE[:5], damaged)
     assert (counts["failed"], counts["completed"]) == (2, SIZE - 2)
+
+
+def test_what_looks_damaged_on_a_network_mount_is_looked_at_again(
+    damaged: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "_mount", lambda path: ("nfs", True, ""))
+    damaged.write_bytes(damaged.read_bytes()[:PAGE] + b"\xff" * (damaged.stat().st_size - PAGE))
+    db = core.Database(damaged)
+    for _ in range(core.DOUBTS):
+        with pytest.raises(core.NotWritable, match="looks damaged"), db.read() as conn:
+            conn.execute(core.COUNT).fetchall()
+    with pytest.raises(SpevalError, match="is damaged"), db.read() as conn:
+        conn.execute(core.COUNT).fetchall()
