@@ -526,7 +526,9 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
             self._open = False
 
     def leave(self) -> None:
-        """Let the signals end the process at once, until the end of the block: one was heeded already."""
+        """If one was heeded already, let the signals end the process at once, until the end of the block."""
+        if self.interrupt is None:
+            return
         self._leaving = True
         if signal.SIGINT in self.handlers:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -185,6 +185,30 @@ def test_a_second_interrupt_does_not_wait_for_a_locked_database(sandbox: Sandbox
     assert sandbox.column("status") == ["in_progress", "pending"]
 
 
+def test_a_first_interrupt_does_not_break_into_what_gives_back_claims_after_an_error(sandbox: Sandbox) -> None:
+    script = """
+def func(x):
+    note(x)
+    wait_for("go")
+    1 / 0
+
+speval(func, range(2), "evals.db", max_failures=1)
+"""
+    instance = sandbox.start(script)
+    until(sandbox.calls)
+    conn = sqlite3.connect(sandbox.db, isolation_level=None)
+    conn.execute("BEGIN EXCLUSIVE")
+    sandbox.touch("go")
+    until(lambda: is_locked(sandbox.db + "-lock", 0))
+    instance.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        instance.wait(0.2)
+    conn.execute("COMMIT")
+    conn.close()
+    sandbox.end(instance, -signal.SIGTERM)
+    assert sandbox.column("status") == ["failed", "pending"]
+
+
 def test_ctrl_z_stops_in_no_transaction_of_a_search_inside_a_search(sandbox: Sandbox) -> None:
     script = """
 def inner(x):
