@@ -20,7 +20,16 @@ setup(
     install_requires=[],
     entry_points={"console_scripts": ["speval = speval.cli:main"]},
     extras_require={
-        "test": ["pytest", "hypothesis", "coverage>=7.10", "numpy", "matplotlib", "ruff", "mypy"],
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "coverage>=7.10",
+            "numpy",
+            "matplotlib",
+            "ruff",
+            "mypy",
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: MIT License",

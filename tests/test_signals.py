@@ -185,7 +185,7 @@ def test_a_second_interrupt_does_not_wait_for_a_locked_database(sandbox: Sandbox
     assert sandbox.column("status") == ["in_progress", "pending"]
 
 
-def test_a_first_interrupt_does_not_break_into_what_gives_back_claims_after_an_error(sandbox: Sandbox) -> None:
+def test_a_first_interrupt_does_not_break_into_leaving_after_an_error(sandbox: Sandbox) -> None:
     script = """
 def func(x):
     note(x)
