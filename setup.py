@@ -14,7 +14,7 @@ setup(
     long_description_content_type="text/x-rst",
     author="Dmitrii Torbunov and the speval developers",
     license="MIT",
-    packages=["speval"],
+    packages=["speval", "speval.database", "speval.process", "speval.view"],
     package_data={"speval": ["py.typed"]},
     python_requires=">=3.9",
     install_requires=[],

@@ -1,15 +1,34 @@
-"""Evaluate a function over a list of arguments, in parallel, with results kept in one sqlite3 file."""
+"""Evaluate a function over a list of arguments, in parallel, with results kept in one sqlite3 file.
 
-from .speval import (
-    SpaceMismatch,
-    SpevalError,
-    count_evals,
-    current_eval,
-    iter_evals,
-    load_evals,
-    reset_evals,
-    speval,
-)
+The map: each module imports only from those below it.
+
+    cli                   the command line: parses, calls one function, prints
+    view.doctor           do locks work in a directory?
+    view.survey           how far a database is, who works on it, what failed and why
+    process.instances     n instances of a script: started, watched, restarted
+    speval                THE JOB: what may happen to an evaluation, the worker, the public functions
+    view.progress         how far a sweep is, in one line
+    process.jobs          n local processes that all do the same
+    workers               who works on a database, and who is lost
+    reading               evaluations as dicts, or counted
+    pace                  how many evaluations a worker claims at once
+    space                 an evaluation space as text
+    values                what a function takes, returns or raises, as text
+    database              where evaluations are kept: the choice by a name
+    database.sqlite       evaluations in one sqlite3 file
+    database.tables       its tables, and those of older versions
+    database.locks        its locks: the queue of transactions, and who is alive
+    database.interface    what a database can do
+    process.signals       signals: held, and let through
+    process.forks         what no fork may happen in
+    process.background    threads that do something later
+    process.machine       the machine, its CPUs and mounts
+    errors                what is raised
+"""
+
+from .errors import SpaceMismatch, SpevalError
+from .reading import count_evals, iter_evals, load_evals
+from .speval import current_eval, reset_evals, speval
 
 __all__ = [
     "SpaceMismatch",

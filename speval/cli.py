@@ -14,13 +14,16 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .progress import Rate, bar, duration, speed
-from .speval import STATUSES, SpevalError, reset_evals, visible
+from .errors import SpevalError, visible
+from .reading import STATUSES
+from .speval import ANNOUNCE, reset_evals
+from .view.progress import Progress, Rate, bar, duration, speed
 
 __all__ = ["main"]
 
@@ -140,17 +143,25 @@ def _number(text: str) -> int:
 def _run(args: argparse.Namespace) -> int:
     """Run instances of a script, restart those that are killed, and show how far they are. Ends with 0
     only if all is completed."""
-    from . import instances
+    from .process import instances
+    from .view import survey
 
     if not os.path.isfile(args.script):
         raise FileNotFoundError(f"there is no script {args.script}")
     command = [sys.executable, args.script, *args.args]
-    return 0 if instances.run(command, args.n, args.threads) else 1
+    with tempfile.TemporaryDirectory(prefix="speval-run-") as folder:
+        used = os.path.join(folder, "databases")
+        line = Progress(lambda: survey.how_far_together(survey.announced(used)))
+        ended = instances.run(command, args.n, line, {ANNOUNCE: used}, args.threads)
+        good = ended.well and all(map(survey.is_completed, survey.announced(used)))
+    for signum in ended.came:
+        signal.raise_signal(signum)
+    return 0 if good else 1
 
 
 def _status(args: argparse.Namespace) -> int:
     """Show how far a database is: counts, rate, time left, what runs, who works on it, what failed."""
-    from . import survey
+    from .view import survey
 
     recent = Rate()
     while True:
@@ -220,7 +231,7 @@ def _grouped(failures: list[Any]) -> Iterator[str]:
 def _results(args: argparse.Namespace) -> int:
     """Print the evaluations. One column for each argument and each key of a dict result, then duration
     (seconds), attempt and worker."""
-    from . import survey
+    from .view import survey
 
     def rows() -> Iterator[dict[str, Any]]:
         return survey.results(args.db, args.status)
@@ -272,7 +283,7 @@ def _tame(text: str) -> str:
 
 def _errors(args: argparse.Namespace) -> int:
     """Print why evaluations failed. Grouped by the last line of the traceback; or the whole of one."""
-    from . import survey
+    from .view import survey
 
     if args.name is not None:
         status, error = survey.error_of(args.db, args.name)
@@ -295,7 +306,7 @@ def _retry(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     """Try whether locks work in a directory. Two processes there, or hosts that mount it; and look at the
     kind of mount, SQLite, the space left, and a database."""
-    from . import doctor
+    from .view import doctor
 
     if args.hold:
         print(f"holding a lock until Ctrl-C: try `speval doctor {args.path}` on another host", flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import importlib
 import os
 import pathlib
 import signal
@@ -14,8 +13,8 @@ import pytest
 from conftest import Sandbox, is_locked, until
 
 from speval import SpevalError, count_evals, load_evals
-
-core = importlib.import_module("speval.speval")
+from speval.database import database
+from speval.workers import how_far
 
 ALL = {"pending": 0, "in_progress": 0, "completed": 600, "failed": 0}
 
@@ -24,10 +23,10 @@ ALL = {"pending": 0, "in_progress": 0, "completed": 600, "failed": 0}
 def test_func_may_open_and_close_the_database_as_a_file(sandbox: Sandbox, network: bool) -> None:
     """Which drops the locks of SQLite that its process has, and on a network mount there is no queue."""
     script = f"""
-import importlib
-core = importlib.import_module("speval.speval")
+from speval.database import locks
+from speval.process.machine import Mount
 if {network}:
-    core._mount = lambda path: ("nfs", True, "")
+    locks.mount_of = lambda path: Mount("nfs", [])
 
 def func(x):
     note(x)
@@ -65,7 +64,7 @@ def test_a_glance_leaves_a_journal_alone_that_may_be_of_somebody_at_work(sandbox
     files = [sandbox.path / name for name in ("evals.db", "evals.db-journal")]
     before = [file.read_bytes() for file in files]
     with pytest.raises(SpevalError):
-        core.how_far(core.Database(sandbox.db))
+        how_far(database(sandbox.db))
     assert before == [file.read_bytes() for file in files]
     assert sandbox.column("result") == list(range(100))
 
@@ -128,9 +127,9 @@ speval(func, [0, 1], "evals.db")
 
 # COMMIT says that it has failed, but all is on disk: so it is where only the sync of the journal failed.
 FAILING_COMMIT = """
-import importlib, sqlite3
-core = importlib.import_module("speval.speval")
-really = core.Database._patiently
+import sqlite3
+from speval.database.sqlite import Sqlite
+really = Sqlite._patiently
 failures = 1
 called = False
 
@@ -152,7 +151,7 @@ def func(x):
     time.sleep(0.2 if x % 200 == 150 else 0.001)
     return x
 
-core.Database._patiently = patiently
+Sqlite._patiently = patiently
 speval(func, range(600), "evals.db")
 """
 
@@ -245,7 +244,7 @@ def func(x):
         note("here")
         wait_for("locked")
         threading.Thread(target=read).start()
-        while not locks.busy:
+        while not locks._section.thread:
             time.sleep(0.001)
         START
         child = os.fork()
@@ -255,7 +254,8 @@ def func(x):
         note("forked")
         wait_for("never")
 
-locks = importlib.import_module("speval.speval").Database("evals.db").locks
+from speval.database import database
+locks = database("evals.db").locks
 signal.signal(signal.SIGALRM, limit)
 speval(func, range(600), "evals.db")
 print(signal.pthread_sigmask(signal.SIG_BLOCK, []))
@@ -375,7 +375,7 @@ def test_nothing_is_left_when_speval_returns_though_others_extend_the_space(sand
     script = """
 import random
 size = 10
-for _ in range(100):
+for _ in range(50):
     size = max(size, sum(count_evals("evals.db").values()) if os.path.exists("evals.db") else 0)
     size += random.choice([0, 1, 5])
     counts = speval(lambda x: x, range(size), "evals.db")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import os
 import pathlib
 import random
@@ -18,13 +17,15 @@ from typing import Any
 
 import pytest
 
-from speval import SpevalError, count_evals, iter_evals, load_evals, reset_evals, speval, survey
-
-core = importlib.import_module("speval.speval")
+from speval import SpevalError, count_evals, iter_evals, load_evals, reading, reset_evals, speval
+from speval.database import database, locks, sqlite
+from speval.errors import NotWritable
+from speval.process.machine import Mount
+from speval.view import survey
 
 PAGE = 4096
 SIZE = 12  # evaluations, with arguments and results that are longer than a page here and there
-LIMIT = 6  # seconds for all that is done with one damaged file, some twenty times what it takes
+LIMIT = 20  # seconds for all that is done with one damaged file, some sixty times what it takes
 DEAD = 12345  # id of a worker whose lock nobody has
 
 
@@ -208,8 +209,8 @@ def test_rows_out_of_order_end_even_if_few_are_read_at_a_time(
     whole = sound.read_bytes()
     troubles = {}
     for seed in range(15):
-        monkeypatch.setattr(core, "CHUNK", random.Random(seed).choice([1, 3, 2000]))
-        monkeypatch.setattr(core, "CHUNK_SIZE", random.Random(seed).choice([1, 3000]))
+        monkeypatch.setattr(reading, "CHUNK", random.Random(seed).choice([1, 3, 2000]))
+        monkeypatch.setattr(reading, "CHUNK_SIZE", random.Random(seed).choice([1, 3000]))
         data = bytearray(whole)
         disorder_rows(data, random.Random(seed))
         (tmp_path / "evals.db").write_bytes(data)
@@ -224,7 +225,7 @@ def test_failures_and_latest_results_out_of_order_end_too(
     whole = damaged.read_bytes()
     calls = {
         "errors": lambda path: sum(1 for _ in survey.errors(path)),
-        "rate": lambda path: sum(1 for _ in survey._latest(core.Database(path))),
+        "rate": lambda path: sum(1 for _ in survey._latest(database(path))),
     }
     troubles = {}
     for seed in range(15):
@@ -507,11 +508,11 @@ def test_one_argument_that_cannot_be_read_fails_that_evaluation_only(damaged: pa
 def test_what_looks_damaged_on_a_network_mount_is_looked_at_again(
     damaged: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core, "_mount", lambda path: ("nfs", True, ""))
+    monkeypatch.setattr(locks, "mount_of", lambda path: Mount("nfs", []))
     damaged.write_bytes(damaged.read_bytes()[:PAGE] + b"\xff" * (damaged.stat().st_size - PAGE))
-    db = core.Database(damaged)
-    for _ in range(core.DOUBTS):
-        with pytest.raises(core.NotWritable, match="looks damaged"), db.read() as conn:
-            conn.execute(core.COUNT).fetchall()
+    db = database(damaged)
+    for _ in range(sqlite.DOUBTS):
+        with pytest.raises(NotWritable, match="looks damaged"), db.read() as conn:
+            conn.execute(reading.COUNT).fetchall()
     with pytest.raises(SpevalError, match="is damaged"), db.read() as conn:
-        conn.execute(core.COUNT).fetchall()
+        conn.execute(reading.COUNT).fetchall()

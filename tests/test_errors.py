@@ -202,6 +202,14 @@ except KeyboardInterrupt:
     assert "'in_progress': 0, 'completed': 400, 'failed': 0" in sandbox.run(script)
 
 
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_traceback_begins_where_the_users_code_does(tmp_path: pathlib.Path, n_jobs: int) -> None:
+    speval(lambda x: 1 / x, [0], tmp_path / "evals.db", n_jobs=n_jobs)
+    (row,) = load_evals(tmp_path / "evals.db")
+    assert row["error"].count("  File ") == 1
+    assert f'File "{__file__}"' in row["error"]
+
+
 def test_a_long_traceback_is_cut_and_keeps_its_ends(tmp_path: pathlib.Path) -> None:
     def func(x: int) -> None:
         raise ValueError("\udcff" + "long " * 100_000 + "end")

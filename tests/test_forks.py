@@ -163,3 +163,29 @@ print(mask())
     assert [result for result in sandbox.column("result") if result] == []
     assert {error.splitlines()[-1] for error in sandbox.column("error") if error} == {"ValueError: []"}
     assert set(collections.Counter(sandbox.calls()).values()) == {1}
+
+
+def test_a_child_can_use_a_database_whatever_other_threads_were_beginning(sandbox: Sandbox) -> None:
+    script = """
+def begin():
+    n = 0
+    while not done:
+        n += 1
+        speval(abs, [0], "other.db")
+
+speval(abs, [1], "evals.db")
+done = False
+thread = threading.Thread(target=begin)
+thread.start()
+codes = []
+for n in range(60):
+    child = os.fork()
+    if child == 0:
+        counts = speval(abs, [n], f"child {n}.db")
+        os._exit(counts["completed"])
+    codes.append(os.WEXITSTATUS(os.waitpid(child, 0)[1]))
+done = True
+thread.join()
+print(codes.count(1), "of", len(codes))
+"""
+    assert sandbox.run(GUARD + script).splitlines()[-1] == "60 of 60"

@@ -10,7 +10,7 @@ from conftest import Sandbox, until
 from no_locks import NO_LOCKS, needs_seccomp
 
 from speval import load_evals, reset_evals
-from speval.speval import _mount
+from speval.process.machine import mount_of
 
 HOLDS = """
 def func(x):
@@ -205,8 +205,8 @@ def func(x):
     note(x)
     wait_for(f"go {x}")
 
-import importlib
-importlib.import_module("speval.speval").SETTLE = 0.0
+from speval.database import locks
+locks.SETTLE = 0.0
 speval(func, [0, 1], "evals.db", wait=False)
 """
     first = sandbox.start(script)
@@ -332,9 +332,10 @@ speval(func, [0], "far/evals.db")
 
 # What a server does that forgets its clients, and POSIX locks do when `func` closes the file.
 LOSES_ITS_BYTE = """
-import fcntl, importlib, struct
-core = importlib.import_module("speval.speval")
-core._mount = lambda path: ("nfs", True, "")
+import fcntl, struct
+from speval.database import locks
+from speval.process.machine import Mount
+locks.mount_of = lambda path: Mount("nfs", [])
 
 def lose():
     for fd in os.listdir("/proc/self/fd"):
@@ -373,11 +374,12 @@ def test_a_worker_whose_lock_was_lost_takes_it_again_with_its_next_transaction(s
 
 
 HOLDS_UP = """
-import importlib, warnings
-module = importlib.import_module("speval.speval")
-module.LONG_WAIT = 0.05
+import warnings
+from speval.database import database
+from speval.process import background
+background.LONG_WAIT = 0.05
 if sys.argv[1:] == ["holder"]:
-    db = module.Database("evals.db")
+    db = database("evals.db")
     with db.locks.opened(create=True), db.locks.turn():
         note("held")
         wait_for("go")
@@ -438,7 +440,7 @@ def test_a_database_that_somebody_else_locks_is_waited_for(sandbox: Sandbox) -> 
     sandbox.run('speval(lambda x: x, [0], "evals.db")')
     conn = sqlite3.connect(sandbox.db, isolation_level=None)
     conn.execute("BEGIN EXCLUSIVE")
-    script = "import importlib\nimportlib.import_module('speval.speval').LONG_WAIT = 0.05\n"
+    script = "from speval.process import background\nbackground.LONG_WAIT = 0.05\n"
     instance = sandbox.start(script + 'speval(lambda x: x, [0, 1], "evals.db")')
     assert instance.stdout is not None
     assert "keeps the database locked" in instance.stdout.readline()
@@ -468,16 +470,17 @@ def test_a_network_mount_is_known_by_the_table_of_mounts(
 ) -> None:
     table = tmp_path / "mounts"
     table.write_text("/dev/sda1 / ext4 rw 0 0\n" + mount + "\n")
-    assert _mount("/data/set/evals.db", str(table))[1:] == (network, option)
+    found = mount_of("/data/set/evals.db", str(table))
+    assert (found.is_network, found.local_locks) == (network, option)
     space = "my\\040set" in mount
-    assert _mount("/data/my set/evals.db", str(table))[1] == (space or mount.split()[1] == "/data")
+    assert mount_of("/data/my set/evals.db", str(table)).is_network == (space or mount.split()[1] == "/data")
 
 
 def test_on_a_network_mount_nobody_queues_and_a_local_lock_is_warned(sandbox: Sandbox) -> None:
     script = """
-import builtins, importlib
-core = importlib.import_module("speval.speval")
-core._mount = lambda path: ("nfs", True, "nolock")
+from speval.database import locks
+from speval.process.machine import Mount
+locks.mount_of = lambda path: Mount("nfs", ["nolock"])
 speval(lambda x: x, range(3), "evals.db")
 with open("evals.db-lock", "rb") as locks:
     print("held by", locks.read()[128:136].strip())
@@ -524,15 +527,16 @@ def test_where_there_are_no_locks_everybody_says_so(sandbox: Sandbox, call: str)
 def test_databases_that_are_used_no_more_hold_up_no_fork(sandbox: Sandbox) -> None:
     """Each fork asks all that are known: two levels of search use one for each evaluation."""
     script = """
-import gc, importlib
-core = importlib.import_module("speval.speval")
+import gc
+from speval.database import locks
+from speval.process import forks
 
 def func(x):
     return speval(abs, [x], f"{x}.db")["completed"]
 
 speval(func, range(20), "evals.db")
 gc.collect()
-print(len(core._all_locks), len(core._in_use), len(os.listdir("/proc/self/fd")) < 10)
+print(len(locks._all), len(forks._used), len(os.listdir("/proc/self/fd")) < 10)
 """
     assert sandbox.run(script) == "0 0 True\n"
 

@@ -12,9 +12,18 @@ from typing import Any
 import pytest
 from conftest import Sandbox, until
 
-from speval import count_evals, current_eval, iter_evals, load_evals, reset_evals, speval
+from speval import (
+    count_evals,
+    current_eval,
+    iter_evals,
+    load_evals,
+    reading,
+    reset_evals,
+    speval,
+    workers,
+)
 
-core = importlib.import_module("speval.speval")
+ROOMS = reading, workers, importlib.import_module("speval.speval")
 
 
 def test_an_evaluation_tells_all_that_is_known_of_it(tmp_path: pathlib.Path) -> None:
@@ -47,8 +56,8 @@ def test_chunks_join_without_gap_or_repetition(tmp_path: pathlib.Path, monkeypat
     db = tmp_path / "evals.db"
     speval(lambda x: "r" * 10 * x, range(40), db)
     for chunk, size in [(1, 10**6), (7, 10**6), (40, 10**6), (10, 200), (1000, 1)]:
-        monkeypatch.setattr(core, "CHUNK", chunk)
-        monkeypatch.setattr(core, "CHUNK_SIZE", size)
+        monkeypatch.setattr(reading, "CHUNK", chunk)
+        monkeypatch.setattr(reading, "CHUNK_SIZE", size)
         assert [len(row["result"]) for row in iter_evals(db)] == [10 * x for x in range(40)]
 
 
@@ -141,7 +150,7 @@ def test_no_statement_of_a_worker_scans_the_evaluations(
     conn = sqlite3.connect(tmp_path / "evals.db")
     names = ["id", "name", "room", "worker", "now", "attempt", "result", "error", "started", "max_attempts"]
     names += ["first", "last", "status"]
-    code = getattr(core, statement)
+    code = next(getattr(room, statement) for room in ROOMS if hasattr(room, statement))
     values = [1] * code.count("?") or dict.fromkeys(names, 1)
     plan = conn.execute("EXPLAIN QUERY PLAN " + code, values).fetchall()
     conn.close()
@@ -155,7 +164,7 @@ def test_no_statement_of_a_worker_scans_the_evaluations(
 def test_counting_looks_at_few_evaluations(tmp_path: pathlib.Path, statement: str) -> None:
     speval(abs, [1], tmp_path / "evals.db")
     conn = sqlite3.connect(tmp_path / "evals.db")
-    ((*_, step),) = conn.execute("EXPLAIN QUERY PLAN " + getattr(core, statement), {"id": 1})
+    ((*_, step),) = conn.execute("EXPLAIN QUERY PLAN " + getattr(reading, statement), {"id": 1})
     conn.close()
     assert step.startswith("SEARCH")
 

@@ -129,14 +129,14 @@ def test_the_command_for_the_tests_is_the_one_that_ci_runs() -> None:
     assert RUN_TESTS.line in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_core_copied_alone_is_the_whole_package(tmp_path: pathlib.Path) -> None:
-    shutil.copy(ROOT / "speval" / "speval.py", tmp_path)
-    code = "import speval as s; print(s.__file__, s.speval(abs, [-1], 'a.db')['completed'])"
+def test_the_folder_copied_alone_is_the_whole_package(tmp_path: pathlib.Path) -> None:
+    shutil.copytree(ROOT / "speval", tmp_path / "speval")
+    code = "import speval as s; print(s.__file__, s.speval(abs, [-1], 'a.db', n_jobs=2)['completed'])"
     command = [sys.executable, "-c", code]
     printed = subprocess.run(
         command, cwd=tmp_path, check=True, timeout=LIMIT, text=True, stdout=subprocess.PIPE
     )
-    assert printed.stdout.split() == [str(tmp_path / "speval.py"), "1"]
+    assert printed.stdout.split() == [str(tmp_path / "speval" / "__init__.py"), "1"]
 
 
 @pytest.mark.parametrize("name", speval.__all__)

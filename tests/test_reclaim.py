@@ -153,11 +153,12 @@ def test_a_claim_by_nobody_known_is_taken_over(sandbox: Sandbox) -> None:
 def test_who_is_marked_as_ended_at_the_end_and_gets_new_evaluations_keeps_them(sandbox: Sandbox) -> None:
     script = """
 import importlib
-module = importlib.import_module("speval.speval")
+from speval.database import database
+job = importlib.import_module("speval.speval")
 speval(lambda x: x, range(2), "evals.db")
 
-db = module.Database("evals.db")
-workers = [module.Worker(db, None, 3) for _ in range(3)]
+db = database("evals.db")
+workers = [job.Worker(db, None, 3) for _ in range(3)]
 for worker in workers:
     db.locks.add(worker.id)
     worker.exchange(1)

@@ -185,6 +185,26 @@ def test_a_second_interrupt_does_not_wait_for_a_locked_database(sandbox: Sandbox
     assert sandbox.column("status") == ["in_progress", "pending"]
 
 
+def test_what_ends_the_process_does_so_though_ctrl_c_comes_after_it(sandbox: Sandbox) -> None:
+    script = """
+def func(x):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+try:
+    speval(func, [0], "evals.db")
+except KeyboardInterrupt:
+    note("went on")
+"""
+    sandbox.end(sandbox.start(script), -signal.SIGTERM)
+    assert sandbox.calls() == []
+    assert sandbox.column("status") == ["pending"]
+
+
 def test_a_first_interrupt_does_not_break_into_leaving_after_an_error(sandbox: Sandbox) -> None:
     script = """
 def func(x):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import importlib
 import logging
@@ -13,8 +12,11 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from memory import Memory
 
 from speval import count_evals, load_evals, reset_evals
+from speval.database import database
+from speval.reading import STATUSES
 
 core = importlib.import_module("speval.speval")
 
@@ -74,8 +76,7 @@ class Sweep(RuleBasedStateMachine):
 
     @initialize(size=st.integers(1, 12), timeout=st.sampled_from([TIMEOUT, None]), most=st.integers(1, 3))
     def start(self, size: int, timeout: float | None, most: int) -> None:
-        self.directory = tempfile.TemporaryDirectory()
-        self.db = core.Database(self.directory.name + "/evals.db")
+        self.db = self.make()
         self.timeout, self.max_attempts, self.now = timeout, most, 1000.0
         self.evals: list[Eval] = []
         self.actors: list[Actor] = []
@@ -90,7 +91,15 @@ class Sweep(RuleBasedStateMachine):
         if hasattr(self, "db"):
             for actor in self.living():
                 self.db.locks.discard(actor.worker.id)
-            self.directory.cleanup()
+            self.clean_up()
+
+    def make(self) -> Any:
+        """Return a database that is not there yet."""
+        self.directory = tempfile.TemporaryDirectory()
+        return database(self.directory.name + "/evals.db")
+
+    def clean_up(self) -> None:
+        self.directory.cleanup()
 
     def living(self) -> list[Actor]:
         return [actor for actor in self.actors if actor.alive]
@@ -112,8 +121,8 @@ class Sweep(RuleBasedStateMachine):
     @rule(more=st.integers(1, 3))
     def extend(self, more: int) -> None:
         self.evals += [Eval() for _ in range(more)]
-        with contextlib.closing(core.Space(range(len(self.evals)))) as space:
-            core.add_space(self.db, space, "func")
+        with core.Space(range(len(self.evals))) as space:
+            core.populate(self.db, space, "func")
 
     @rule(who=picks, ends=ends, room=rooms, steps=steps, unstarted=st.integers(0, 2))
     def work(self, who: int, ends: list[str | None], room: int, steps: int, unstarted: int) -> None:
@@ -152,7 +161,7 @@ class Sweep(RuleBasedStateMachine):
             evaluation.status, evaluation.holder = "pending", None
         actor.worker.done = outcomes
         counts = collections.Counter(evaluation.status for evaluation in self.evals)
-        assert actor.worker.leave() in ({status: counts[status] for status in core.STATUSES}, None)
+        assert actor.worker.leave() in ({status: counts[status] for status in STATUSES}, None)
         finished = not counts["pending"] and not counts["in_progress"]
         for other in self.actors:
             other.ended |= other is actor or (finished and actor.joined)
@@ -182,7 +191,7 @@ class Sweep(RuleBasedStateMachine):
             self.evals[number] = Eval(attempt=attempt, fence=attempt)
             self.finished.pop(number, None)
         names = None if which is None else [str(number) for number in numbers]
-        assert reset_evals(self.db.path, status, names) == expected
+        assert reset_evals(self.db, status, names) == expected
 
     def outcomes(self, actor: Actor, ends: list[str | None], claims: list[Any]) -> list[Any]:
         """End some of the claims of a worker, the oldest first, each with a result or error of its own."""
@@ -286,7 +295,7 @@ class Sweep(RuleBasedStateMachine):
 
     @invariant()
     def the_database_is_as_the_model(self) -> None:
-        rows = load_evals(self.db.path)
+        rows = load_evals(self.db)
         assert [row["name"] for row in rows] == [str(number) for number in range(len(self.evals))]
         for row, expected in zip(rows, self.evals):
             found = row["status"], row["attempt"], row["losses"], row["result"], row["worker"]
@@ -295,12 +304,12 @@ class Sweep(RuleBasedStateMachine):
             assert row["status"] != "completed" or row["error"] is None
             assert row["status"] != "failed" or row["error"].startswith(str(expected.error))
         counts = collections.Counter(evaluation.status for evaluation in self.evals)
-        assert count_evals(self.db.path) == {status: counts[status] for status in core.STATUSES}
+        assert count_evals(self.db) == {status: counts[status] for status in STATUSES}
 
     @invariant()
     def nothing_finished_is_unfinished_but_by_a_reset(self) -> None:
         """And no end is replaced, but that of losses by a late result."""
-        for row in load_evals(self.db.path):
+        for row in load_evals(self.db):
             end = row["status"], row["result"] if row["status"] == "completed" else row["error"]
             before = self.finished.get(int(row["name"]))
             if before is not None and end != before:
@@ -312,7 +321,19 @@ class Sweep(RuleBasedStateMachine):
 
 
 logging.getLogger("speval").addHandler(logging.NullHandler())
-TestSweep = Sweep.TestCase
-TestSweep.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+
+
+class SweepInMemory(Sweep):
+    """The same, on another database."""
+
+    def make(self) -> Any:
+        return Memory()
+
+    def clean_up(self) -> None:
+        self.db.close()
+
+
+TestSweep, TestSweepInMemory = Sweep.TestCase, SweepInMemory.TestCase
+TestSweep.settings = TestSweepInMemory.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

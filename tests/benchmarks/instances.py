@@ -187,9 +187,9 @@ def sweep(path: str) -> None:
 
 def write(path: str) -> list[tuple[float, float]]:
     """Write small transactions until SIGINT comes; return when each began and ended."""
-    from speval.speval import Database
+    from speval.database import database
 
-    db, spans = Database(path), []
+    db, spans = database(path), []
     print("started", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         while True:

@@ -32,7 +32,7 @@ INSTANCE = f"""
 import importlib, os, sys, time
 from speval import SpevalError, speval
 
-progress = importlib.import_module("speval.progress")
+progress = importlib.import_module("speval.view.progress")
 progress.OFTEN, progress.COST = 0.001, 1000.0
 looks = {{"good": 0, "failed": 0}}
 

@@ -16,22 +16,38 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from .progress import ENOUGH, WINDOW
-from .speval import (
+from ..database import Database, Name, existing
+from ..errors import SpevalError, last_line
+from ..process.signals import Signals
+from ..reading import (
     CHUNK_SIZE,
-    CURRENT,
-    LIVE_WORKERS_SINCE,
-    Database,
-    Signals,
-    SpevalError,
-    _count_any,
-    _existing,
-    _first_fresh,
-    _last_line,
+    STATUSES,
+    check_order,
+    count_evals,
+    count_surely,
+    first_fresh,
     iter_evals,
 )
+from ..workers import how_far, live
+from .progress import ENOUGH, WINDOW
 
-__all__ = ["Failure", "Survey", "Working", "failures", "results", "survey"]
+__all__ = [
+    "Failure",
+    "Survey",
+    "Working",
+    "announced",
+    "columns",
+    "error_of",
+    "errors",
+    "failures",
+    "how_far_together",
+    "in_order",
+    "is_completed",
+    "rate",
+    "resolve",
+    "results",
+    "survey",
+]
 
 WHEN_FINISHED = """
     SELECT id, updated FROM evals
@@ -100,13 +116,7 @@ def _text(value: Any) -> str:
     return "" if value is None else str(_readable(value))
 
 
-def _must_grow(ids: list[Any]) -> None:
-    """Raise if ids are not in order: who goes on after the last of them might go round for ever."""
-    if not all(isinstance(id, int) for id in ids) or any(a >= b for a, b in zip(ids, ids[1:])):
-        raise sqlite3.DatabaseError("its rows are not in order")
-
-
-def survey(evals_fname: str | os.PathLike[str], room: int = 10) -> Survey:
+def survey(evals_fname: Name, room: int = 10) -> Survey:
     """Look at a database, atomically.
 
     Raises
@@ -114,23 +124,19 @@ def survey(evals_fname: str | os.PathLike[str], room: int = 10) -> Survey:
     FileNotFoundError, SpevalError
         As from `load_evals`.
     """
-    db = _existing(evals_fname)
+    db = existing(evals_fname)
     with Signals(), db.read() as conn:
-        found = db.format(conn)
-        counts = _count_any(conn, found)
-        if found != CURRENT:
-            return Survey(counts, [], [], time.time())
-        rows = conn.execute(LIVE_WORKERS_SINCE).fetchall()
+        counts = count_surely(conn)
         workers = [
             Working(id, _readable(host), _readable(pid), _time(started), not db.locks.is_dead(id))
-            for id, host, pid, started in rows
+            for id, host, pid, started in live(conn)
         ]
         claims = conn.execute(RUNNING, {"room": room}).fetchall()
     running = [(_text(name), _time(started), worker) for name, started, worker in claims]
     return Survey(counts, workers, running, time.time())
 
 
-def rate(evals_fname: str | os.PathLike[str], seen: Survey) -> float | None:
+def rate(evals_fname: Name, seen: Survey) -> float | None:
     """Return how many evaluations were finished per second of late; None if nobody works or none was.
 
     In the last 30 s, or a minute, two, four and so on, until there are 10 of them; or in the time of the
@@ -139,7 +145,7 @@ def rate(evals_fname: str | os.PathLike[str], seen: Survey) -> float | None:
     starts = [worker.started for worker in seen.workers if worker.alive and worker.started is not None]
     if not starts:
         return None
-    latest = list(_latest(_existing(evals_fname)))
+    latest = list(_latest(existing(evals_fname)))
     now = time.time()  # it may have waited for long
     ages = sorted(max(now - updated, 0.0) for updated in latest)
     since = max(now - min(starts), 1e-3)
@@ -156,32 +162,32 @@ def _latest(db: Database) -> Iterator[float]:
     """Yield when the latest evaluations were finished, by their place in the space, the last first."""
     with Signals(), db.read() as conn:
         ((total, last),) = conn.execute(SIZE).fetchall()
-        before = min(_first_fresh(conn, total, last or 0), 2**63 - 1)  # SQLite has no larger number
+        before = min(first_fresh(conn, total, last or 0), 2**63 - 1)  # SQLite has no larger number
     for _ in range(CHUNKS):
         with Signals(), db.read() as conn:
             rows = conn.execute(WHEN_FINISHED, {"before": before, "room": ROOM}).fetchall()
-            _must_grow([*(id for id, _ in reversed(rows)), before])
+            check_order(conn, -(2**63) - 1, [*(id for id, _ in reversed(rows)), before])
         if not rows:
             return
         yield from (at for _, updated in rows if (at := _time(updated)) is not None)
         before = rows[-1][0]
 
 
-def errors(evals_fname: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
+def errors(evals_fname: Name) -> Iterator[tuple[str, str]]:
     """Yield name and error of the failed evaluations, in the order of the space."""
-    db = _existing(evals_fname)
+    db = existing(evals_fname)
     after = -(2**63)
     while True:
         with Signals(), db.read() as conn:
-            rows = _some_failed(conn, after) if db.format(conn) == CURRENT else []
-            _must_grow([after, *(id for id, _, _ in rows)])
+            rows = _some_failed(conn, after)
+            check_order(conn, after, (id for id, _, _ in rows))
         if not rows:
             return
         for after, name, error in rows:  # noqa: B007 - the last is where to go on
             yield name, error
 
 
-def _some_failed(conn: sqlite3.Connection, after: int) -> list[tuple[int, str, str]]:
+def _some_failed(conn: Any, after: int) -> list[tuple[int, str, str]]:
     rows, size = [], 0
     with contextlib.closing(conn.execute(FAILED, {"after": after, "room": ROOM})) as cursor:
         for id, name, error in cursor:
@@ -192,7 +198,7 @@ def _some_failed(conn: sqlite3.Connection, after: int) -> list[tuple[int, str, s
     return rows
 
 
-def error_of(evals_fname: str | os.PathLike[str], name: str) -> tuple[str, str]:
+def error_of(evals_fname: Name, name: str) -> tuple[str, str]:
     """Return the status and the error of one evaluation, ``""`` if it has none.
 
     Raises
@@ -200,16 +206,16 @@ def error_of(evals_fname: str | os.PathLike[str], name: str) -> tuple[str, str]:
     ValueError
         If there is none of that name.
     """
-    db = _existing(evals_fname)
+    db = existing(evals_fname)
     with Signals(), db.read() as conn:
-        rows = conn.execute(ERROR_OF, {"name": name}).fetchall() if db.format(conn) == CURRENT else []
+        rows = conn.execute(ERROR_OF, {"name": name}).fetchall()
     if not rows:
         raise ValueError(f"{db.path} has no evaluation {name!r}")
     ((status, error),) = rows
     return _text(status), _text(error)
 
 
-def failures(evals_fname: str | os.PathLike[str], most: int = 1000) -> list[Failure]:
+def failures(evals_fname: Name, most: int = 1000) -> list[Failure]:
     """Return the failed evaluations by the last line of their traceback, the most frequent first.
 
     Of lines that differ each time, numbers in them say, only the first `most` are kept apart.
@@ -217,7 +223,7 @@ def failures(evals_fname: str | os.PathLike[str], most: int = 1000) -> list[Fail
     numbers: Counter[str] = Counter()
     names: dict[str, list[str]] = {}
     for name, error in errors(evals_fname):
-        line = _last_line(error) or "no reason was stored"
+        line = last_line(error) or "no reason was stored"
         if line not in names and len(names) >= most:
             line = "others"
         numbers[line] += 1
@@ -227,7 +233,36 @@ def failures(evals_fname: str | os.PathLike[str], most: int = 1000) -> list[Fail
     return [Failure(line, number, names[line]) for line, number in numbers.most_common()]
 
 
-def results(evals_fname: str | os.PathLike[str], status: str | None = None) -> Iterator[dict[str, Any]]:
+def announced(file: str) -> list[str]:
+    """Return the databases that instances have said they use, in a file that they share, each once."""
+    with contextlib.suppress(FileNotFoundError), open(file, encoding="utf-8") as lines:
+        return list(dict.fromkeys(json.loads(line) for line in lines if line.endswith("\n")))
+    return []
+
+
+def how_far_together(names: list[str]) -> tuple[dict[str, int], int]:
+    """Return the number of evaluations by status, and of workers that live, in all databases together."""
+    counts, workers = Counter(dict.fromkeys(STATUSES, 0)), 0
+    for name in names:
+        with contextlib.suppress(OSError, SpevalError):  # it is not there yet; the instances say what else
+            its_counts, its_workers = how_far(existing(name))
+            counts.update(its_counts)
+            workers += its_workers
+    return counts, workers
+
+
+def is_completed(name: str) -> bool:
+    """Tell whether every evaluation is completed; also if it is gone, and not needed any more."""
+    try:
+        counts = count_evals(name)
+    except FileNotFoundError:
+        return True
+    except (OSError, SpevalError):
+        return False
+    return counts["completed"] == sum(counts.values())
+
+
+def results(evals_fname: Name, status: str | None = None) -> Iterator[dict[str, Any]]:
     """Yield the evaluations as flat dicts: one key for each argument and each key of a dict result.
 
     Those are ``args.<key>`` for arguments that are a dict, ``args.<index>`` for a list, else ``args``;

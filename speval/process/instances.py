@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import re
 import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import types
-from collections import Counter
-from collections.abc import Sequence
-from typing import IO
+from collections.abc import Mapping, Sequence
+from typing import IO, NamedTuple, Protocol
 
-from .jobs import cpus, die_with_parent
-from .progress import Progress, duration
-from .speval import ANNOUNCE, STATUSES, Database, SpevalError, count_evals, how_far
+from .jobs import die_with_parent
+from .machine import cpus
+from .signals import INTERRUPTS
 
-__all__ = ["run"]
+__all__ = ["Ended", "Instance", "Shown", "run"]
 
 # What NumPy and its like read to know how many threads they may have.
 THREADS = tuple(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "BLIS"))
@@ -31,19 +28,32 @@ RESTARTS = 10  # of one instance, each within HEALTHY seconds, at most
 HEALTHY = 60.0
 LINE = 8192  # bytes of a line that are kept until its end comes
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL, if something is wrong here
-FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LEFT = 1000  # pieces of output that are written after the end, at most: what an instance started may go on
 KILLS = 3  # the how manyth Ctrl-C does not ask any more
 
 
-def run(command: Sequence[str], n: int, threads: int | None = None) -> bool:
-    """Run `n` instances of a command until each has ended; return whether all is completed.
+class Shown(Protocol):
+    """A line that says how far it is, below what the instances write."""
 
-    That is, each instance has ended with 0 and every evaluation of the databases that they have used is
-    completed; of a database that they have deleted, the exit codes alone tell. Those that are killed are
-    started again, up to 10 times within a minute each. What they write goes to stdout and stderr, line by
-    line, with their number before it. How far the databases are is shown on stderr. SIGINT, SIGTERM and
-    SIGHUP go to the instances first, and end this process when they have ended.
+    def show(self) -> object: ...
+    def clear(self) -> object: ...
+    def close(self) -> object: ...
+
+
+class Ended(NamedTuple):
+    """How instances have ended: each with 0; and the signals that came meanwhile, for the caller to heed."""
+
+    well: bool
+    came: list[int]
+
+
+def run(
+    command: Sequence[str], n: int, line: Shown, env: Mapping[str, str], threads: int | None = None
+) -> Ended:
+    """Run `n` instances of a command until each has ended.
+
+    Those that are killed are started again, up to 10 times within a minute each. What they write goes to
+    stdout and stderr, line by line, with their number before it. SIGINT, SIGTERM and SIGHUP go to them.
 
     Parameters
     ----------
@@ -51,62 +61,27 @@ def run(command: Sequence[str], n: int, threads: int | None = None) -> bool:
         Program and arguments.
     n : int
         Number of instances, >= 1, or -1 for one per CPU.
+    line : Shown
+        What is shown of their progress.
+    env : mapping
+        What their environment has beside that of this process.
     threads : int, optional
         Number of threads, >= 1, that libraries like NumPy may use in an instance. By default, if the
         environment does not say it, the number of CPUs over `n`, at least 1.
     """
     n = cpus() if n == -1 else n
-    with tempfile.TemporaryDirectory(prefix="speval-run-") as folder:
-        used = os.path.join(folder, "databases")
-        env = {**_threads(n, threads), **os.environ, ANNOUNCE: used, "PYTHONUNBUFFERED": "1"}
-        if threads is not None:
-            env.update(_threads(n, threads))
-        progress = Progress(lambda: _how_far(used))
-        instances = [Instance(number, command, env) for number in range(1, n + 1)]
-        with _Forwarding() as forwarding:
-            Watch(instances, progress, forwarding).until_over()
-            progress.close()
-        good = all(instance.good for instance in instances) and _all_completed(used)
-    for signum in forwarding.came:
-        signal.raise_signal(signum)
-    return good
+    env = {**_threads(n, threads), **os.environ, **env, "PYTHONUNBUFFERED": "1"}
+    if threads is not None:
+        env.update(_threads(n, threads))
+    instances = [Instance(number, command, env) for number in range(1, n + 1)]
+    with _Forwarding() as forwarding:
+        Watch(instances, line, forwarding).until_over()
+        line.close()
+    return Ended(all(instance.good for instance in instances), forwarding.came)
 
 
 def _threads(n: int, threads: int | None) -> dict[str, str]:
     return dict.fromkeys(THREADS, str(threads or max(1, cpus() // n)))
-
-
-def _databases(used: str) -> list[str]:
-    """Return the databases that the instances have said they use, each once."""
-    with contextlib.suppress(FileNotFoundError), open(used, encoding="utf-8") as lines:
-        return list(dict.fromkeys(json.loads(line) for line in lines if line.endswith("\n")))
-    return []
-
-
-def _how_far(used: str) -> tuple[dict[str, int], int]:
-    """Return the number of evaluations by status, and of workers, in all databases together."""
-    counts, workers = Counter(dict.fromkeys(STATUSES, 0)), 0
-    for path in _databases(used):
-        with contextlib.suppress(OSError, SpevalError):  # it is not there yet; the instances say what else
-            os.stat(path)
-            its_counts, its_workers = how_far(Database(path))
-            counts.update(its_counts)
-            workers += its_workers
-    return counts, workers
-
-
-def _all_completed(used: str) -> bool:
-    return all(_is_completed(path) for path in _databases(used))
-
-
-def _is_completed(path: str) -> bool:
-    try:
-        counts = count_evals(path)
-    except FileNotFoundError:  # a script may delete what it needs no more: then its exit code is what tells
-        return True
-    except (OSError, SpevalError):
-        return False
-    return counts["completed"] == sum(counts.values())
 
 
 class Instance:
@@ -162,7 +137,7 @@ class Instance:
             return f"{how}, for the {self._kills}th time in a row: it is not started again"
         pause = 0.0 if healthy else min(2.0 ** (self._kills - 1), HEALTHY)
         self._due = time.monotonic() + pause
-        return f"{how}: it is started again{f' in {duration(pause)}' if pause else ''}"
+        return f"{how}: it is started again{f' in {pause:.0f} s' if pause else ''}"
 
     def end(self, signum: int) -> None:
         """Pass a signal on: Ctrl-C to all that it has started too, as a terminal does."""
@@ -231,7 +206,7 @@ class _Forwarding:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> _Forwarding:
-        for signum in FORWARDED:
+        for signum in INTERRUPTS:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
                 self._before[signum] = signal.signal(signum, self._handle)
         return self
@@ -247,9 +222,9 @@ class _Forwarding:
 class Watch:
     """Watches over instances: starts them, shows what they write, and passes signals on."""
 
-    def __init__(self, instances: list[Instance], progress: Progress, forwarding: _Forwarding) -> None:
+    def __init__(self, instances: list[Instance], line: Shown, forwarding: _Forwarding) -> None:
         self._instances = instances
-        self._progress = progress
+        self._line = line
         self._came = forwarding.came
         self._passed_on = 0
         self._selector = selectors.DefaultSelector()
@@ -292,7 +267,7 @@ class Watch:
             said = instance.look(ending=bool(self._came))
             if said is not None:
                 self._write(sys.stderr.buffer, f"speval: {said}\n".encode())
-        self._progress.show()
+        self._line.show()
 
     def _copy(self, seconds: float) -> bool:
         """Write what instances have written; False if there was nothing."""
@@ -309,6 +284,6 @@ class Watch:
 
     def _write(self, stream: IO[bytes], text: bytes) -> None:
         if text:
-            self._progress.clear()
+            self._line.clear()
             stream.write(text)
             stream.flush()

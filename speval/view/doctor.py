@@ -13,7 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .speval import CURRENT, Database, Locks, Signals, SpevalError, _host, _mount, _mount_options, _notice
+from ..database.locks import Locks
+from ..database.sqlite import Sqlite
+from ..errors import SpevalError
+from ..process.background import notice
+from ..process.machine import host, mount_of, process
+from ..process.signals import Signals
 
 __all__ = ["Finding", "examine", "hold"]
 
@@ -47,7 +52,7 @@ def examine(path: str) -> Iterator[Finding]:
     path = os.path.realpath(path)
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     os.stat(folder)
-    yield Finding("Python", True, f"{sys.version.split()[0]} on {_host()}")
+    yield Finding("Python", True, f"{sys.version.split()[0]} on {host()}")
     yield Finding("SQLite", sqlite3.sqlite_version_info >= (3, 26), sqlite3.sqlite_version)
     yield _mounted(folder)
     yield from _lost_locks(os.path.join(folder, ""))
@@ -68,12 +73,15 @@ def examine(path: str) -> Iterator[Finding]:
 
 
 def _mounted(folder: str) -> Finding:
-    kind, shared, local = _mount(os.path.join(folder, ""))
-    if local:
-        return Finding("mount", False, f"{kind}, whose locks stay local to each host ({local})")
-    if shared:
-        return Finding("mount", True, f"{kind}; try it between hosts: `speval doctor --hold` on one of them")
-    return Finding("mount", True, kind or "unknown")
+    mount = mount_of(os.path.join(folder, ""))
+    if mount.local_locks:
+        found = f"{mount.kind}, whose locks stay local to each host ({mount.local_locks})"
+        return Finding("mount", False, found)
+    if mount.is_network:
+        return Finding(
+            "mount", True, f"{mount.kind}; try it between hosts: `speval doctor --hold` on one of them"
+        )
+    return Finding("mount", True, mount.kind or "unknown")
 
 
 NFS_3 = (
@@ -92,7 +100,7 @@ RECOVERED = (
 
 def _lost_locks(path: str, table: str = "/proc/self/mounts", recover: str = RECOVER) -> Iterator[Finding]:
     """Say what may take the locks of the living on NFS, and keep those of the dead."""
-    kind, options = _mount_options(path, table)
+    kind, options = mount_of(path, table)
     if not kind.startswith("nfs"):
         return
     version = next((option for option in options if option.startswith("vers=")), f"vers={kind[3:]}")
@@ -112,8 +120,7 @@ def _contents(name: str) -> str:
 
 
 def _patience(folder: str) -> float:
-    _, network, _ = _mount(os.path.join(folder, ""))
-    return NETWORK_PATIENCE if network else PATIENCE
+    return NETWORK_PATIENCE if mount_of(os.path.join(folder, "")).is_network else PATIENCE
 
 
 def _between_processes(folder: str) -> Finding:
@@ -230,7 +237,7 @@ def hold(folder: str, wait: Callable[[float], object] = time.sleep) -> None:
         while True:
             count += 1
             with open(name + ".new", "w") as file:
-                file.write(f"{count} process {os.getpid()} on {_host()}")
+                file.write(f"{count} {process()}")
             os.replace(name + ".new", name)
             wait(BEAT)
     finally:
@@ -245,7 +252,7 @@ def _clear(name: str) -> None:
 
 def _until(condition: Callable[[], bool], seconds: float, what: str) -> bool:
     end = time.monotonic() + seconds
-    with _notice(lambda: f"waiting for {what}"):
+    with notice(lambda: f"waiting for {what}"):
         while not condition():
             if time.monotonic() > end:
                 return False
@@ -255,10 +262,10 @@ def _until(condition: Callable[[], bool], seconds: float, what: str) -> bool:
 
 def _database(path: str) -> Iterator[Finding]:
     """Check a copy of a database, which takes long: so nobody waits for that."""
-    db = Database(path)
+    db = Sqlite(path)
     try:
         with Signals(), db.read() as conn:
-            current = db.format(conn) == CURRENT
+            current = db.is_prepared(conn)
     except SpevalError as exc:
         yield Finding("database", False, str(exc))
         return

@@ -15,8 +15,8 @@ Knows nothing of what they do::
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-import math
 import multiprocessing
 import os
 import pickle
@@ -33,7 +33,10 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-__all__ = ["JobError", "cpus", "die_with_parent", "run"]
+from ..errors import SpevalError
+from .signals import INTERRUPTS
+
+__all__ = ["die_with_parent", "run"]
 
 log = logging.getLogger("speval")
 
@@ -43,59 +46,21 @@ MOMENT = 2.0  # seconds from SIGTERM to SIGKILL for one that is overdue, and fro
 GRACE = 10.0  # the same at the end, when each may have something to store; halved from level to level
 EARLY = 3  # deaths in a row, before anything began, after which it is no use
 SETTLED = 5.0  # seconds after which a process is not one of those
-INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 PR_SET_PDEATHSIG = 1
 
 _level = 0  # of this process: how many above it have started it so
-
-
-class JobError(Exception):
-    """Why the processes cannot do their work, and what to do about it."""
-
-
-def cpus() -> int:
-    """Return the number of CPUs that this process may use, by its affinity and the quota of its cgroup."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([allowed, *_quotas()]))
-
-
-def _quotas(table: str = "/proc/self/cgroup", mount: str = "/sys/fs/cgroup") -> Iterator[int]:
-    """Yield the quotas, in CPUs, of the cgroups that this process is in, of either version."""
-    with contextlib.suppress(OSError), open(table) as lines:
-        for line in lines:
-            _, controllers, path = line.rstrip("\n").split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            folder = path.rstrip("/")
-            while True:
-                yield from _quota(f"{mount}/cpu{folder}" if controllers else mount + folder)
-                if not folder:
-                    break
-                folder = folder.rpartition("/")[0]
-
-
-def _quota(folder: str) -> Iterator[int]:
-    for names in ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"):
-        with contextlib.suppress(OSError, ValueError):
-            words: list[str] = []
-            for name in names:
-                with open(f"{folder}/{name}") as file:
-                    words += file.read().split()
-            quota, period = map(int, words)  # "max" is none
-            if quota > 0:
-                yield math.ceil(quota / period)
 
 
 def run(
     work: Callable[[Any], None],
     n: int,
     limit: float | None = None,
-    wait: Callable[[Sequence[Any], float], Any] = connection.wait,
+    let_through: Callable[..., Any] = lambda func, *args: func(*args),
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Call ``work(count)`` in `n` processes, until it has returned in each.
 
-    One that dies is replaced. When one raises, or `wait` does, all are ended and that is raised here.
+    One that dies is replaced. When one raises, or a signal does, all are ended and that is raised here.
 
     Parameters
     ----------
@@ -106,16 +71,17 @@ def run(
         Number of processes, >= 1.
     limit : float, optional
         Seconds, > 0, that a piece may take, by the clock of this process, before its process is ended.
-    wait : callable
-        ``multiprocessing.connection.wait``, in which signals may interrupt; they should not elsewhere.
+    let_through : callable
+        Called with a function and its arguments, calls it; there signals may interrupt, not elsewhere.
     tick : callable
         Called some times a second.
 
     Raises
     ------
-    JobError
+    SpevalError
         If the processes cannot be started, or do not get as far as to begin.
     """
+    wait = functools.partial(let_through, connection.wait)
     context = _context(work)
     jobs = [Job(context, work, limit) for _ in range(n)]
     try:
@@ -136,13 +102,13 @@ def run(
 def _context(work: object) -> BaseContext:
     """Return the user's way to start a process, if one was chosen; on Linux that is a fork otherwise."""
     if multiprocessing.current_process().daemon:
-        raise JobError("a daemonic process may not start others: call it elsewhere, or with n_jobs=1")
+        raise SpevalError("a daemonic process may not start others: call it elsewhere, or with n_jobs=1")
     method = multiprocessing.get_start_method(allow_none=True)
     if method is None and sys.platform == "linux":
         names = [t.name for t in threading.enumerate() if t is not threading.current_thread()]
         names = [name for name in names if name != "speval"]
         if names:
-            raise JobError(
+            raise SpevalError(
                 f"this process has other threads ({', '.join(names[:5])}), and what is forked beside them may"
                 " hang. Start them later; or call multiprocessing.set_start_method('fork') if you know that"
                 " they hold no locks, or set_start_method('spawn') if func can be imported"
@@ -153,7 +119,7 @@ def _context(work: object) -> BaseContext:
         try:
             ForkingPickler.dumps(work)
         except Exception as exc:
-            raise JobError(
+            raise SpevalError(
                 f"func cannot be sent to another process ({exc}): define it with def, at the top of a script"
                 " or module; or call multiprocessing.set_start_method('fork') first, where there is that"
             ) from exc
@@ -345,9 +311,9 @@ def _check(jobs: list[Job]) -> None:
     if any(job.done for job in jobs):  # it could only do what the others have done
         early.done = True
     elif early.why.startswith("cannot"):
-        raise JobError(f"a worker process {early.why}")
+        raise SpevalError(f"a worker process {early.why}")
     else:
-        raise JobError(
+        raise SpevalError(
             f"worker processes end before they begin, the last: {early.why}. If they are not forked, the"
             " script has to say `if __name__ == '__main__':` before it does anything, and func has to be"
             " defined at the top of a script or module"

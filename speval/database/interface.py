@@ -1,0 +1,108 @@
+"""What a database of evaluations can do: by this alone a worker knows one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, Union
+
+__all__ = ["Connection", "Cursor", "Database", "Locks", "Name"]
+
+
+class Cursor(Protocol):
+    """The rows of a statement, as in PEP 249."""
+
+    @property
+    def rowcount(self) -> int: ...
+    def fetchall(self) -> list[Any]: ...
+    def __iter__(self) -> Any: ...
+    def close(self) -> None: ...
+
+
+class Connection(Protocol):
+    """A transaction that is under way. Parameters are ``:name``, or ``?`` where speed counts.
+
+    Its exceptions are called as in PEP 249; they leave a transaction as `SpevalError`.
+    """
+
+    DatabaseError: type[Exception]
+    OperationalError: type[Exception]
+    ProgrammingError: type[Exception]
+
+    def execute(self, statement: str, facts: Any = ..., /) -> Cursor: ...
+    def executemany(self, statement: str, rows: Iterable[Sequence[Any]], /) -> Cursor: ...
+
+
+class Locks(Protocol):
+    """By which the workers on a database are known to be alive, however they end.
+
+    Attributes
+    ----------
+    blind : bool
+        There are none here: nobody can tell who is dead.
+    are_sure : bool
+        Transactions may begin in another thread while `func` runs, whatever that does.
+    """
+
+    @property
+    def blind(self) -> bool: ...
+    @property
+    def are_sure(self) -> bool: ...
+
+    def add(self, worker: int) -> None:
+        """Say that a worker of this process is alive, until `discard` or the end of the process."""
+
+    def discard(self, worker: int) -> None: ...
+
+    def is_dead(self, worker: int) -> bool:
+        """Tell whether a worker of any process is dead for sure."""
+
+    def are_settled(self, claims: bool) -> bool:
+        """Tell whether every live worker has had the time to say so; are there any `claims`?"""
+
+
+class Database(Protocol):
+    """The evaluations of one sweep.
+
+    A transaction waits for its turn, for as long as that takes. It commits if the block ends well. It raises
+    `NotWritable` if it cannot be had for now, another `SpevalError` if it never can. One that reads finds
+    the tables as they are today, whatever is there; one that writes does after `prepare`.
+
+    Attributes
+    ----------
+    path : str
+        The database for messages, and for other processes: `database(path)` is the same.
+    """
+
+    path: str
+
+    @property
+    def locks(self) -> Locks: ...
+
+    def exists(self) -> bool:
+        """Tell whether there is something; `SpevalError` if that cannot be used."""
+
+    def require(self) -> None:
+        """Raise `FileNotFoundError` if there is nothing."""
+
+    def read(self) -> contextlib.AbstractContextManager[Any]:
+        """Open a transaction that reads."""
+
+    def glance(self) -> contextlib.AbstractContextManager[Any]:
+        """Open a transaction that reads and waits for nobody: `SpevalError` if it cannot at once."""
+
+    def write(self) -> contextlib.AbstractContextManager[Any]:
+        """Open a transaction that writes. Nothing is made."""
+
+    def create(self) -> contextlib.AbstractContextManager[Any]:
+        """Open a transaction that writes, in a new database if there is none."""
+
+    def prepare(self, conn: Any) -> bool:
+        """Make the tables, or those of an older version into today's; tell whether there were none."""
+
+    def is_prepared(self, conn: Any) -> bool:
+        """Tell whether the tables are those of today; `SpevalError` if they are of something else."""
+
+
+Name = Union[str, "os.PathLike[str]", Database]

@@ -1,0 +1,209 @@
+"""Evaluations in one sqlite3 file, which each transaction opens and closes again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+
+from ..errors import NotWritable, SpevalError, message
+from ..process import forks
+from ..process.background import notice
+from .locks import Locks
+from .tables import CURRENT, EMPTY, bring_up_to_date, format_of, show_as_current
+
+__all__ = ["Sqlite"]
+
+MAX_PATH = 504  # bytes; SQLite takes 512, "-journal" included
+DOUBTS = 5  # times in a row that a database on a network mount may look damaged before it is called so
+
+# Before Python 3.11 the errors of sqlite3 have no code; the messages of sqlite3_errstr() stand in.
+SQLITE_BUSY, SQLITE_READONLY, SQLITE_IOERR, SQLITE_CORRUPT = 5, 8, 10, 11
+SQLITE_FULL, SQLITE_CANTOPEN, SQLITE_PROTOCOL, SQLITE_NOTADB = 13, 14, 15, 26
+MESSAGES = {
+    "database is locked": SQLITE_BUSY,
+    "attempt to write a readonly database": SQLITE_READONLY,
+    "disk I/O error": SQLITE_IOERR,
+    "database disk image is malformed": SQLITE_CORRUPT,
+    "database or disk is full": SQLITE_FULL,
+    "unable to open database file": SQLITE_CANTOPEN,
+    "locking protocol": SQLITE_PROTOCOL,
+    "file is not a database": SQLITE_NOTADB,
+}
+
+
+def _code(exc: Exception) -> int:
+    """Return the primary result code of SQLite, 1 (SQLITE_ERROR) if there is none."""
+    code = getattr(exc, "sqlite_errorcode", None)
+    return MESSAGES.get(str(exc), 1) if code is None else code & 0xFF
+
+
+class Sqlite:
+    """A `Database` in a file. No connection is open while `func` runs, nothing that it does can hurt one.
+
+    But for that of a watchdog, which works only where `Locks.are_sure`.
+    """
+
+    def __init__(self, fname: str | os.PathLike[str]) -> None:
+        name = os.fsdecode(fname)
+        if not name:
+            raise ValueError("the file name of the database is empty")
+        self.path = os.path.realpath(name)
+        length = len(os.fsencode(self.path))
+        if length > MAX_PATH and os.name == "posix":
+            raise ValueError(f"{self.path} has {length} bytes, SQLite takes {MAX_PATH}: use a shorter path")
+        self._opened = False
+        self._doubts = 0  # in a row, whether it is damaged
+        forks.watch()
+        self.locks = Locks.of(self.path)
+
+    def exists(self) -> bool:
+        if os.path.isfile(self.path) and os.stat(self.path).st_nlink > 1:
+            raise SpevalError(
+                f"{self.path} has a second name, a hard link: locks do not work so, copy the file"
+            )
+        return os.path.exists(self.path)
+
+    def require(self) -> None:
+        os.stat(self.path)  # FileNotFoundError
+
+    def read(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        return self._transaction("BEGIN", "rw")
+
+    @contextlib.contextmanager
+    def glance(self) -> Iterator[sqlite3.Connection]:
+        # It does not queue: so it must not take the journal of somebody at work for one to roll back.
+        with self.locks.opened(create=False), self._connected("ro", counted=False) as conn:
+            conn.execute("PRAGMA busy_timeout = 20")  # milliseconds: a commit takes one
+            conn.execute("BEGIN")
+            show_as_current(conn, format_of(conn, self.path))
+            yield conn
+
+    def write(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        return self._transaction("BEGIN IMMEDIATE", "rw")
+
+    def create(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        return self._transaction("BEGIN IMMEDIATE", "rwc")
+
+    def prepare(self, conn: sqlite3.Connection) -> bool:
+        found = format_of(conn, self.path)
+        bring_up_to_date(conn, found)
+        return found == EMPTY
+
+    def is_prepared(self, conn: sqlite3.Connection) -> bool:
+        return format_of(conn, self.path) == CURRENT
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str, mode: str) -> Iterator[sqlite3.Connection]:
+        writes = begin == "BEGIN IMMEDIATE"
+        create = writes and (mode == "rwc" or os.path.exists(self.path))
+        with self.locks.opened(create):
+            mode = mode if writes or self.locks.may_repair else "ro"
+            self.locks.spend_reserve()
+            with self.locks.turn(), self._connected(mode) as conn:
+                self._opened = True
+                if writes:
+                    self._patiently(conn, "PRAGMA journal_mode = TRUNCATE")
+                    conn.execute("PRAGMA synchronous = FULL")
+                    self._patiently(conn, begin)
+                else:
+                    conn.execute(begin)
+                    self._patiently(conn, "PRAGMA user_version")  # it is the first read that locks
+                    show_as_current(conn, format_of(conn, self.path))
+                    conn.execute("PRAGMA query_only = ON")
+                self.locks.make_sure()
+                yield conn
+                self._patiently(conn, "COMMIT")
+            self._doubts = 0
+
+    @contextlib.contextmanager
+    def _connected(self, mode: str, counted: bool = True) -> Iterator[sqlite3.Connection]:
+        pid, conn = os.getpid(), None
+        try:
+            conn = self._connect(mode)
+            yield conn
+        except (sqlite3.Error, UnicodeDecodeError) as exc:  # the latter for messages of the former
+            raise self._explained(exc, counted) from exc
+        finally:
+            if conn is not None:
+                (_close if os.getpid() == pid else _keep_open)(conn)
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        path = self.path.replace("\\", "/") if os.name == "nt" else self.path
+        path = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+        url = f"file://{path if path.startswith('/') else '/' + path}?mode={mode}"
+        conn = sqlite3.connect(url, timeout=1.0, isolation_level=None, uri=True)
+        conn.execute("PRAGMA trusted_schema = OFF")
+        return conn
+
+    def _patiently(self, conn: sqlite3.Connection, statement: str) -> None:
+        """Execute what takes or gives up a lock of SQLite, and wait for as long as others keep it busy."""
+        if _executed(conn, statement):
+            return
+        self.locks.probe()
+        with notice(lambda: "waiting for a process that keeps the database locked"):
+            while not _executed(conn, statement):
+                time.sleep(0.01)
+
+    def _explained(self, exc: Exception, counted: bool) -> SpevalError:
+        code = _code(exc)
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            if self._opened:
+                return SpevalError(f"{self.path} was deleted while it was in use: start again")
+            return NotWritable(f"{self.path} cannot be made ({exc}): may you write to its directory?")
+        except OSError as reason:
+            return NotWritable(f"{self.path} cannot be reached ({reason})")
+        if stat.S_ISDIR(found.st_mode):
+            return SpevalError(f"{self.path} is a directory, not a database")
+        if code in (SQLITE_READONLY, SQLITE_CANTOPEN):
+            return NotWritable(
+                f"{self.path} cannot be opened ({exc}): that needs write permission for the file and its"
+                " directory, also to read it after a worker was killed in the middle of a transaction;"
+                " and a file descriptor"
+            )
+        if code in (SQLITE_FULL, SQLITE_IOERR):
+            return NotWritable(f"{self.path} cannot be written ({exc}): is the disk full, or a quota?")
+        if code == SQLITE_NOTADB:
+            return SpevalError(f"{self.path} is not a database: name another file")
+        if code == SQLITE_BUSY:
+            return NotWritable(f"{self.path} is locked by another process just now")
+        self._doubts += counted
+        if self.locks.shared and self._doubts <= DOUBTS:  # it may have read what others were writing
+            return NotWritable(f"{self.path} looks damaged ({message(exc)}): has its server lost our locks?")
+        if code == SQLITE_CORRUPT:
+            return SpevalError(
+                f"{self.path} is damaged ({exc}): when no instance runs, `sqlite3 {self.path} .recover` saves"
+                " what can be read"
+            )
+        return SpevalError(f"{self.path} is not as speval made it ({message(exc)})")
+
+
+def _executed(conn: sqlite3.Connection, statement: str) -> bool:
+    try:
+        conn.execute(statement).fetchall()
+    except sqlite3.OperationalError as exc:
+        if _code(exc) in (SQLITE_BUSY, SQLITE_PROTOCOL):
+            return False
+        raise
+    return True
+
+
+def _close(conn: sqlite3.Connection) -> None:
+    """Close a connection; what was not committed is rolled back, if only by the next who opens it."""
+    with contextlib.suppress(sqlite3.Error):
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+    conn.close()
+
+
+def _keep_open(conn: sqlite3.Connection) -> None:
+    """Never close what a child has inherited in mid transaction: its parent's would be rolled back."""
+    import ctypes  # here, because nobody else needs it: it takes milliseconds
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(conn))

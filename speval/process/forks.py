@@ -1,0 +1,199 @@
+"""Forks: none happens in the middle of what this process has under way, and no child goes on with it.
+
+What no fork may happen in is a `Section`. Each fork takes three steps, also where one interrupts another::
+
+        before     signals are held, background threads paused, sections closed
+        parent     sections opened, threads go on, signals let through
+        child      sections are forgotten, then as in the parent
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import os
+import signal
+import threading
+import time
+import types
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from . import background
+
+__all__ = ["Section", "at_gate", "closed", "in_child", "is_in_hook", "send_again", "watch"]
+
+_gate = threading.RLock()  # a fork holds it, and so does who begins or ends to use a section
+_used: collections.Counter[Section] = collections.Counter()  # by threads inside, and by who attends
+_forgetting: list[Callable[[], None]] = []  # in a child
+_forks = threading.local()  # `stack`: those of this thread that are under way, the innermost last
+
+
+class Section:
+    """What one thread at a time may be in, and no fork may happen in.
+
+    Parameters
+    ----------
+    forget : callable
+        A method, called in a forked child if somebody was inside, or attended.
+    """
+
+    def __init__(self, forget: Callable[[], None]) -> None:
+        self.lock = threading.RLock()
+        self.thread = 0  # that is inside, as from threading.get_ident()
+        self._forget = weakref.WeakMethod(forget)
+
+    def attend(self, number: int) -> None:
+        """Have children forget it from now on, with 1, or not any more, with -1."""
+        with at_gate():
+            _used[self] += number
+            if _used[self] <= 0:
+                del _used[self]
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[bool]:
+        """Be inside; yield False if this thread was already, which a signal handler has interrupted."""
+        self.attend(1)
+        try:
+            with self.lock:
+                if self.thread:
+                    yield False
+                    return
+                try:
+                    self.thread = threading.get_ident()
+                    yield True
+                finally:
+                    self.thread = 0
+        finally:
+            self.attend(-1)
+
+    def forget(self) -> None:
+        self.thread = 0
+        self.lock = threading.RLock()  # of the old one, another thread may be the owner
+        forget = self._forget()
+        if forget is not None:
+            forget()
+
+
+def _is_inside() -> bool:
+    """Tell whether this thread is in a section: then a signal handler asks, which has interrupted it."""
+    me = threading.get_ident()
+    return any(section.thread == me for section in list(_used))
+
+
+@contextlib.contextmanager
+def at_gate() -> Iterator[None]:
+    """Let no fork, and no other thread at the gate, come between."""
+    with contextlib.nullcontext() if _is_inside() else _gate:
+        yield
+
+
+@contextlib.contextmanager
+def closed() -> Iterator[None]:
+    """Let no other thread of this process be in a section, nor enter one, in the block."""
+    with contextlib.ExitStack() as held:
+        if not _is_inside():  # else in one of a signal handler's: whoever forks elsewhere waits for that
+            held.enter_context(_gate)
+            _close_sections(held)
+        yield
+
+
+def _close_sections(held: contextlib.ExitStack) -> None:
+    lacking: Any = _gate
+    while lacking is not None:
+        with lacking:  # and with no other in hand, which its owner may need in a signal handler
+            pass
+        with contextlib.ExitStack() as ours:
+            locks = [section.lock for section in list(_used)]
+            lacking = next((lock for lock in locks if not _acquired(lock, ours)), None)
+            if lacking is None:
+                held.push(ours.pop_all())
+
+
+def _acquired(lock: Any, held: contextlib.ExitStack) -> bool:
+    got: bool = lock.acquire(blocking=False)
+    if got:
+        held.callback(lock.release)
+    return got
+
+
+class _Fork(NamedTuple):
+    """A fork that is under way: the signals that were blocked before, and what it holds up."""
+
+    mask: set[Any]
+    held: contextlib.ExitStack
+
+
+def _before() -> None:
+    """Hold up what no fork may happen in, and the threads beside which none should.
+
+    Signals wait too: what they raise here is lost, and one that reaches the child before that is ready,
+    Python forgets.
+    """
+    fork = _Fork(signal.pthread_sigmask(signal.SIG_BLOCK, ()), contextlib.ExitStack())
+    vars(_forks).setdefault("stack", []).append(fork)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # may raise: the old mask is kept
+    fork.held.enter_context(background.paused())
+    fork.held.enter_context(closed())
+    fork.held.enter_context(background.paused_notices())  # last: they may have to say what we wait for
+
+
+def _after() -> None:
+    stack: list[_Fork] = vars(_forks).get("stack", [])
+    if not stack:  # the hooks were not there when it began
+        return
+    fork = stack.pop()
+    fork.held.close()
+    if hasattr(signal, "sigtimedwait"):
+        # What their handlers raise would be lost here.
+        for signum in signal.sigpending() - fork.mask:
+            if callable(signal.getsignal(signum)) and signal.sigtimedwait([signum], 0) is not None:
+                send_again(signum)
+    signal.pthread_sigmask(signal.SIG_SETMASK, fork.mask)
+
+
+def _after_in_child() -> None:
+    for section in list(_used):
+        section.forget()
+    _used.clear()
+    background.forget()
+    for forget in _forgetting:
+        forget()
+    _after()
+
+
+def in_child(forget: Callable[[], None]) -> None:
+    """Have `forget` called in each forked child."""
+    _forgetting.append(forget)
+
+
+def is_in_hook(frame: types.FrameType | None) -> bool:
+    """Tell whether a signal has come in one of these hooks, where what its handler raises would be lost.
+
+    Or in the warning of Python 3.12 that there are other threads, where it would be, too.
+    """
+    hooks = (_before.__code__, _after.__code__, _after_in_child.__code__)
+    while frame is not None and frame.f_code not in hooks and frame.f_globals is not vars(warnings):
+        frame = frame.f_back
+    return frame is not None
+
+
+def send_again(signum: int) -> None:
+    """Send a signal to this process in a moment, when the fork in which it came is over."""
+
+    def send() -> None:
+        background.take_no_signals()
+        time.sleep(0.01)
+        os.kill(os.getpid(), signum)
+
+    threading.Thread(target=send, name="speval", daemon=True).start()
+
+
+@functools.cache
+def watch() -> None:
+    """Have the hooks called from now on; a process that only imports this module needs none."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after_in_child)

@@ -1,0 +1,85 @@
+"""The machine: its name, its CPUs, and what it knows of its mounts."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+__all__ = ["Mount", "cpus", "host", "mount_of", "process"]
+
+NETWORKS = ("nfs", "cifs", "smb", "9p", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.")
+LOCAL_LOCKS = ("nolock", "local_lock=all", "local_lock=posix", "localflock")
+
+
+def host() -> str:
+    """Return the name of this machine."""
+    return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "localhost")
+
+
+def process() -> str:
+    """Return the name of this process, for people who look for it."""
+    return f"process {os.getpid()} on {host()}"
+
+
+def cpus() -> int:
+    """Return the number of CPUs that this process may use, by its affinity and the quota of its cgroup."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *quotas()]))
+
+
+def quotas(table: str = "/proc/self/cgroup", mount: str = "/sys/fs/cgroup") -> Iterator[int]:
+    """Yield the quotas, in CPUs, of the cgroups that this process is in, of either version."""
+    with contextlib.suppress(OSError), open(table, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            folder = path.rstrip("/")
+            while True:
+                yield from _quota(f"{mount}/cpu{folder}" if controllers else mount + folder)
+                if not folder:
+                    break
+                folder = folder.rpartition("/")[0]
+
+
+def _quota(folder: str) -> Iterator[int]:
+    for names in ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"):
+        with contextlib.suppress(OSError, ValueError):
+            words: list[str] = []
+            for name in names:
+                with open(f"{folder}/{name}") as file:
+                    words += file.read().split()
+            quota, period = map(int, words)  # "max" is none
+            if quota > 0:
+                yield math.ceil(quota / period)
+
+
+class Mount(NamedTuple):
+    """How a directory is mounted: the kind, ``""`` if that is not known, and the options."""
+
+    kind: str
+    options: list[str]
+
+    @property
+    def is_network(self) -> bool:
+        return self.kind == "fuse" or self.kind.startswith(NETWORKS)  # fuseblk is a disk
+
+    @property
+    def local_locks(self) -> str:
+        """The option by which locks of a network mount stay local to each host, ``""`` if there is none."""
+        return next((o for o in self.options if self.is_network and o in LOCAL_LOCKS), "")
+
+
+def mount_of(path: str, table: str = "/proc/self/mounts") -> Mount:
+    """Return the mount that a file is on; a directory's path ends with a slash."""
+    best, kind, options = "", "", ""
+    with contextlib.suppress(OSError), open(table, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            _, point, its_kind, its_options, *_ = line.split(" ")
+            point = point.replace("\\040", " ").rstrip("/") + "/"
+            if path.startswith(point) and len(point) >= len(best):
+                best, kind, options = point, its_kind, its_options
+    return Mount(kind, options.split(","))

@@ -1,0 +1,179 @@
+"""Signals that end or stop a process: held while it may not be disturbed, let through while it may."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+import types
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from . import forks
+
+__all__ = ["INTERRUPTS", "Signals", "Terminated"]
+
+T = TypeVar("T")
+INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+STOP: Any = getattr(signal, "SIGTSTP", None)  # Ctrl-Z
+HELD = [*INTERRUPTS, STOP] if STOP else INTERRUPTS
+SAME = 2.0  # seconds in which a further SIGTERM or SIGHUP is the same
+
+HOLDING, OPEN, LEAVING, OVER = range(4)
+
+
+class Terminated(BaseException):
+    """A signal has come that ends the process by default."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Signals(contextlib.AbstractContextManager["Signals"]):
+    """Hold back SIGINT, SIGTERM, SIGHUP and SIGTSTP in the block: nothing breaks into a transaction.
+
+    They are let through while `func` runs and while a worker sleeps, and when the block is over; a
+    second interrupt of its kind does not wait. (But for a SIGTERM or SIGHUP that comes within 2 s of any:
+    many send one to all processes, of which one passes it on.) Where the default stands for an interrupt, it
+    raises in `func` and ends the process, as by default, when the block is over. What was ignored stays
+    ignored.
+
+    Masking them in the main thread would not be enough: the kernel then gives them to any other thread
+    (of a BLAS, say), and Python runs the handler in the main thread all the same.
+
+    Attributes
+    ----------
+    interrupt : BaseException or None
+        What an interrupt has raised, even if `func` caught it.
+    handlers : dict
+        The handlers that are put back at the end. Only of the main thread, elsewhere none is touched.
+    """
+
+    def __init__(self) -> None:
+        self.handlers: dict[int, Any] = {}
+        self.interrupt: BaseException | None = None
+        self._came: float | None = None  # the first of late, at
+        self._held: list[int] = []  # to be heeded when they are let through
+        self._now = HOLDING
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            try:
+                for signum in HELD:
+                    handler = signal.getsignal(signum)
+                    if callable(handler) or handler is signal.SIG_DFL:
+                        self.handlers[signum] = handler
+                        signal.signal(signum, self._handle)
+            except BaseException:
+                self._restore()
+                raise
+        return self
+
+    def _handle(self, signum: int, frame: types.FrameType | None) -> None:
+        handler = self.handlers[signum]
+        if self._now == OVER:  # somebody kept this handler, and put it back too late
+            signal.signal(signum, handler)
+            signal.raise_signal(signum)
+        elif self._is_the_same(signum):
+            return
+        elif self._now == OPEN and forks.is_in_hook(frame):  # what it raises would be lost there
+            self._came = None
+            forks.send_again(signum)
+        elif self._now == OPEN:
+            self._heed(signum, frame)
+        elif signum == STOP and signum in self._held:
+            return
+        elif signum == STOP or (self._now == HOLDING and signum not in self._held):
+            self._held.append(signum)
+        elif callable(handler) and (self._now == HOLDING or _is_ours(handler)):
+            handler(signum, frame)
+        else:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+
+    def _heed(self, signum: int, frame: types.FrameType | None) -> None:
+        handler = self.handlers[signum]
+        try:
+            if callable(handler):
+                handler(signum, frame)
+            elif signum == STOP:
+                self._stop()
+            else:
+                raise Terminated(signum)
+        except (KeyboardInterrupt, SystemExit, Terminated) as exc:
+            if not isinstance(self.interrupt, Terminated):  # which is to end the process, whatever comes
+                self.interrupt = exc
+            raise
+
+    def _stop(self) -> None:
+        """Stop, but in no transaction of any thread, which all others would wait for."""
+        with forks.closed():
+            before = signal.signal(STOP, signal.SIG_DFL)  # ours, or of a block inside ours
+            signal.raise_signal(STOP)
+            signal.signal(STOP, before)
+
+    def _is_the_same(self, signum: int) -> bool:
+        handler = self.handlers[signum]
+        if signum == STOP or (callable(handler) and handler is not signal.default_int_handler):
+            return False
+        now = time.monotonic()
+        if self._came is None or now >= self._came + SAME:
+            self._came = now
+        return signum != signal.SIGINT and self._came < now
+
+    def renew(self) -> None:
+        """Take the signals again whose handlers `func` has put back to the default, as asyncio does."""
+        for signum in self.handlers:
+            if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(signum, self._handle)
+
+    def let_through(self, func: Callable[..., T], *args: Any) -> T:
+        """Call `func` with `args`; signals may interrupt it, also those that came before."""
+        self._now = OPEN
+        try:
+            while self._held:
+                self._came = None
+                signal.raise_signal(self._held.pop())
+            return func(*args)
+        finally:
+            self._now = HOLDING
+
+    def leave(self) -> None:
+        """If one was heeded already, let the signals end the process at once, until the end of the block."""
+        if self.interrupt is None:
+            return
+        self._now = LEAVING
+        if signal.SIGINT in self.handlers:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def _restore(self) -> None:
+        for signum, handler in reversed(self.handlers.items()):  # SIGINT last: from then on it interrupts
+            if signal.getsignal(signum) in (self._handle, signal.SIG_DFL):  # not if `func` set its own
+                signal.signal(signum, handler)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._now = OVER
+        self._restore()
+        heeded = [self.interrupt.signum] if isinstance(self.interrupt, Terminated) else []
+        for signum in sorted({*self._held, *heeded}, key=lambda signum: signum == signal.SIGINT):
+            signal.raise_signal(signum)
+        if heeded:  # process 1 of a container, to which the default does nothing
+            raise SystemExit(128 + heeded[0])
+
+
+def _is_ours(handler: Any) -> bool:
+    return isinstance(getattr(handler, "__self__", None), Signals)
+
+
+def _give_up_handlers() -> None:
+    """In a forked child: put back the handlers that we replaced, the child is not the worker."""
+    for signum in HELD:
+        handler = signal.getsignal(signum)
+        while _is_ours(handler):
+            handler = handler.__self__.handlers[signum]  # type: ignore[union-attr]
+            signal.signal(signum, handler)
+
+
+forks.in_child(_give_up_handlers)

@@ -1,0 +1,90 @@
+"""An evaluation space as text, for one pass over what the user gave and several over the text."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from .process.background import notice
+from .values import encode, to_json
+
+__all__ = ["Space"]
+
+
+class Space(contextlib.AbstractContextManager["Space"]):
+    """Names and arguments, as JSON, in a temporary file with a line for each evaluation.
+
+    Nothing of them is in memory. The file is made before any transaction, because the user's iterable
+    may take its time.
+
+    Attributes
+    ----------
+    size, position : int
+        Number of evaluations, and how many of them the last pass has yielded so far.
+    fingerprint : str
+        Hash of names and arguments, in their order.
+    """
+
+    def __init__(self, eval_space: Mapping[Any, Any] | Iterable[Any]) -> None:
+        import hashlib  # here, because a reader needs neither, and importing them takes milliseconds
+        import tempfile
+
+        self.size = self.position = 0
+        self._file = tempfile.SpooledTemporaryFile(1 << 20)  # noqa: SIM115 - it is closed by __exit__()
+        digest = hashlib.blake2b(digest_size=16)
+        try:
+            with notice(lambda: f"reading the evaluation space, {self.size} evaluations so far"):
+                for name, args in _named(eval_space):
+                    line = f"{encode(name)}\t{_args_to_json(name, args)}\n".encode()
+                    digest.update(line)
+                    self._file.write(line)
+                    self.size += 1
+        except BaseException:
+            self._file.close()
+            raise
+        self.fingerprint = digest.hexdigest()
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Yield name and arguments, the latter as JSON."""
+        self._file.seek(0)
+        for number, line in enumerate(self._file, 1):
+            self.position = number
+            name, _, args = line.decode().partition("\t")
+            yield json.loads(name) if "\\" in name else name[1:-1], args[:-1]
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+
+def _named(eval_space: Mapping[Any, Any] | Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield name and arguments of each evaluation; those of a list are called "0", "1", ..."""
+    if not isinstance(eval_space, Mapping):
+        for index, args in enumerate(eval_space):
+            yield str(index), args
+        return
+    names = set()
+    for key, args in eval_space.items():
+        name = _to_name(key)
+        if name in names:
+            raise ValueError(f"two evaluations are called {name!r} as text: give them different names")
+        names.add(name)
+        yield name, args
+
+
+def _to_name(key: Any) -> str:
+    if not isinstance(key, (str, int, float)) and not hasattr(key, "__index__"):
+        raise TypeError(f"an evaluation is named by a str or a number, not by {key!r}")
+    try:
+        str(key).encode()
+    except UnicodeEncodeError as exc:
+        raise ValueError(f"the name {key!r} has no UTF-8: use os.fsencode(name).hex(), say") from exc
+    return str(key)
+
+
+def _args_to_json(name: str, args: Any) -> str:
+    try:
+        return to_json(args)
+    except TypeError as exc:
+        raise TypeError(f"the arguments of evaluation {name!r}: {exc}") from exc

@@ -1,0 +1,136 @@
+"""Who works on a database, and who of them is lost."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .database import Database
+from .errors import SpevalError
+from .process.machine import host
+from .process.signals import Signals
+from .reading import count, left
+
+__all__ = [
+    "DIED",
+    "NOBODY",
+    "STALLED",
+    "UNKNOWN",
+    "Lookout",
+    "Loss",
+    "check_in",
+    "has_ended",
+    "how_far",
+    "live",
+    "mark_all_ended",
+    "mark_ended",
+]
+
+JOIN = "INSERT INTO workers (id, host, pid, started) VALUES (:worker, :host, :pid, :now)"
+LOOKUP_WORKER = "SELECT ended FROM workers WHERE id = :worker"
+LIVE_WORKERS = "SELECT id, host, pid, started FROM workers WHERE ended IS NULL ORDER BY started"
+MARK_ENDED = "UPDATE workers SET ended = :ended WHERE id = :worker"
+MARK_ALL_ENDED = """
+    UPDATE workers SET ended = :now WHERE ended IS NULL
+        AND NOT EXISTS (SELECT 1 FROM evals WHERE status = 'pending')
+        AND NOT EXISTS (SELECT 1 FROM evals WHERE status = 'in_progress')"""
+OLDEST_CLAIM = """
+    SELECT id, attempt FROM evals WHERE status = 'in_progress' AND worker = :worker ORDER BY id LIMIT 1"""
+UNKNOWN_HOLDERS = """
+    SELECT DISTINCT coalesce(worker, -1) FROM evals WHERE status = 'in_progress'
+        AND (worker IS NULL OR worker NOT IN (SELECT id FROM workers WHERE ended IS NULL))"""
+
+NOBODY = -1  # who holds claims that name none
+DIED, STALLED, UNKNOWN = "died", "ran past the timeout", "is unknown"
+
+
+class Loss(NamedTuple):
+    """A worker whose claims are to be taken from it, and why."""
+
+    worker: int
+    who: str
+    why: str
+
+
+def check_in(db: Database, conn: Any, worker: int, joined: bool) -> None:
+    """Enter a worker, once; after that it has to be there, or the database is another one."""
+    if not joined and db.is_prepared(conn):
+        conn.execute(JOIN, {"worker": worker, "host": host(), "pid": os.getpid(), "now": time.time()})
+        return
+    try:
+        found = conn.execute(LOOKUP_WORKER, {"worker": worker}).fetchall()
+    except (conn.OperationalError, conn.ProgrammingError):  # no such table
+        if db.is_prepared(conn):
+            raise
+        found = []
+    if not found:
+        raise SpevalError(f"{db.path} was replaced while it was in use: start again")
+    if found[0][0] is not None:  # somebody took us for dead
+        mark_ended(conn, worker, None)
+
+
+def mark_ended(conn: Any, worker: int, ended: float | None) -> None:
+    conn.execute(MARK_ENDED, {"worker": worker, "ended": ended})
+
+
+def mark_all_ended(conn: Any) -> None:
+    """When everything is finished, mark all workers: the others only have to see that."""
+    conn.execute(MARK_ALL_ENDED, {"now": time.time()})
+
+
+def has_ended(conn: Any, worker: int) -> bool:
+    return conn.execute(LOOKUP_WORKER, {"worker": worker}).fetchall() not in ([], [(None,)])
+
+
+def live(conn: Any) -> list[tuple[int, Any, Any, Any]]:
+    """Return id, host, process and start (unix time, s) of those that have not said that they end."""
+    rows: list[tuple[int, Any, Any, Any]] = conn.execute(LIVE_WORKERS).fetchall()
+    return rows
+
+
+def how_far(db: Database) -> tuple[dict[str, int], int]:
+    """Return the number of evaluations by status, and of workers that live; do not wait to know it."""
+    with Signals(), db.glance() as conn:
+        return count(conn), sum(not db.locks.is_dead(worker) for worker, *_ in live(conn))
+
+
+class Lookout:
+    """What a worker sees of the others: who is dead, and who is stalled.
+
+    Stalled: the oldest claim has been the same for `timeout` seconds of our own monotonic clock, since we
+    first saw it. Clocks of other hosts may say anything.
+    """
+
+    def __init__(self, db: Database, worker: int, timeout: float | None, clock: Callable[[], float]) -> None:
+        self._locks = db.locks
+        self._worker = worker
+        self._timeout = timeout
+        self._clock = clock
+        self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
+
+    def lost(self, conn: Any) -> list[Loss]:
+        pending, in_progress = left(conn)
+        settled = self._locks.are_settled(in_progress)
+        seen, self._seen = self._seen, {}
+        lost = []
+        for worker, where, pid, _ in live(conn):
+            if worker == self._worker:
+                continue
+            if self._locks.is_dead(worker):
+                if settled:
+                    lost.append(Loss(worker, f"process {pid} on {where}", DIED))
+            elif self._timeout is not None and self._is_stalled(conn, worker, seen):
+                lost.append(Loss(worker, f"process {pid} on {where}", STALLED))
+        if not pending:
+            unknown = conn.execute(UNKNOWN_HOLDERS).fetchall()
+            lost += [Loss(worker, f"worker {worker}", UNKNOWN) for (worker,) in unknown]
+        return lost
+
+    def _is_stalled(self, conn: Any, worker: int, seen: dict[int, tuple[object, float]]) -> bool:
+        now = self._clock()
+        oldest = conn.execute(OLDEST_CLAIM, {"worker": worker}).fetchall()
+        before, since = seen.get(worker, (None, now))
+        self._seen[worker] = oldest, since if oldest == before else now
+        return bool(oldest) and self._timeout is not None and now - self._seen[worker][1] >= self._timeout

@@ -1,0 +1,85 @@
+"""A database in memory: what a worker needs of one, and nothing else. For threads of one process."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+
+from speval.database.tables import CURRENT, EMPTY, bring_up_to_date, format_of, show_as_current
+from speval.errors import SpevalError
+
+
+class Memory:
+    """Its workers live until they say that they do not."""
+
+    blind, are_sure = False, True
+
+    def __init__(self) -> None:
+        self.path = "memory"
+        self.locks = self
+        self._workers: set[int] = set()
+        self._conn: sqlite3.Connection | None = None
+        self._turn = threading.Lock()
+
+    def close(self) -> None:
+        if self._conn is not None:
+            self._conn.close()
+
+    def add(self, worker: int) -> None:
+        self._workers.add(worker)
+
+    def discard(self, worker: int) -> None:
+        self._workers.discard(worker)
+
+    def is_dead(self, worker: int) -> bool:
+        return worker not in self._workers
+
+    def are_settled(self, claims: bool) -> bool:
+        return True
+
+    def exists(self) -> bool:
+        return self._conn is not None
+
+    def require(self) -> None:
+        if self._conn is None:
+            raise FileNotFoundError(self.path)
+
+    @contextlib.contextmanager
+    def create(self) -> Iterator[sqlite3.Connection]:
+        with self._turn:
+            if self._conn is None:
+                self._conn = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            self._conn.execute("BEGIN")
+            try:
+                yield self._conn
+                self._conn.execute("COMMIT")
+            except BaseException as exc:
+                self._conn.execute("ROLLBACK")
+                if isinstance(exc, sqlite3.Error):
+                    raise SpevalError(str(exc)) from exc
+                raise
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        if self._conn is None:
+            raise SpevalError("it is gone")
+        with self.create() as conn:
+            yield conn
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        with self.write() as conn:
+            show_as_current(conn, format_of(conn, self.path))
+            yield conn
+
+    glance = read
+
+    def prepare(self, conn: sqlite3.Connection) -> bool:
+        found = format_of(conn, self.path)
+        bring_up_to_date(conn, found)
+        return found == EMPTY
+
+    def is_prepared(self, conn: sqlite3.Connection) -> bool:
+        return format_of(conn, self.path) == CURRENT

@@ -1,0 +1,447 @@
+"""What every database has to do: an evaluation's whole life, by workers that die, stall and come late."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import pathlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from memory import Memory
+
+from speval import (
+    SpaceMismatch,
+    SpevalError,
+    count_evals,
+    current_eval,
+    iter_evals,
+    load_evals,
+    reset_evals,
+    speval,
+)
+from speval.database import Database, database
+from speval.workers import how_far
+
+job = importlib.import_module("speval.speval")
+
+DATABASES = ["sqlite", "memory"]
+
+
+@pytest.fixture(params=DATABASES)
+def db(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[Database]:
+    """A database that is not there yet. (The next one has only to be added here.)"""
+    if request.param == "memory":
+        with contextlib.closing(Memory()) as memory:
+            yield memory
+    else:
+        yield database(tmp_path / "evals.db")
+
+
+class Clock:
+    """Seconds that pass only when somebody says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+class Workers:
+    """Workers of as many instances, whose loops the test goes through."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self.db, self.clock = db, clock
+        self.all: list[Any] = []
+
+    def join(self, timeout: float | None = None, max_attempts: int = 3) -> Any:
+        worker = job.Worker(self.db, timeout, max_attempts, clock=self.clock, sleep=self.clock.pass_by)
+        self.db.locks.add(worker.id)
+        self.all.append(worker)
+        return worker
+
+    def die(self, worker: Any) -> None:
+        """End as kill -9 does: what keeps it alive is gone, and nothing is said."""
+        self.db.locks.discard(worker.id)
+        self.all.remove(worker)
+
+
+@pytest.fixture
+def workers(db: Database, clock: Clock) -> Iterator[Workers]:
+    workers = Workers(db, clock)
+    yield workers
+    for worker in list(workers.all):
+        workers.die(worker)
+
+
+def fill(db: Database, space: Any) -> None:
+    with job.Space(space) as text:
+        job.populate(db, text, "func")
+
+
+def claim(worker: Any, room: int = 1) -> list[Any]:
+    """Let a worker claim, and begin with all of it; return the claims."""
+    worker.exchange(room)
+    claims = list(worker.todo)
+    worker.todo.clear()
+    return claims
+
+
+def end(worker: Any, claim: Any, result: str | None = None, error: str | None = None) -> None:
+    """Let a worker store the end of an evaluation, and claim nothing more."""
+    worker.done.append(job.Outcome(claim, result, error, 1.0, 2.0))
+    worker.exchange(0)
+
+
+def statuses(db: Database) -> list[str]:
+    return [row["status"] for row in load_evals(db)]
+
+
+class TestSpace:
+    def test_what_was_evaluated_is_read_as_it_was_stored(self, db: Database) -> None:
+        counts = speval(lambda x: {"twice": [2 * x]}, {"a": 1, "b": 2.5, "ä\n": 3}, db)
+        assert counts == count_evals(db) == {"pending": 0, "in_progress": 0, "completed": 3, "failed": 0}
+        rows = load_evals(db)
+        assert [(row["name"], row["args"]) for row in rows] == [("a", 1), ("b", 2.5), ("ä\n", 3)]
+        assert [row["result"] for row in rows] == [{"twice": [2]}, {"twice": [5.0]}, {"twice": [6]}]
+        assert [(row["error"], row["attempt"], row["losses"]) for row in rows] == [(None, 1, 0)] * 3
+        assert all(row["started"] <= row["updated"] for row in rows)
+
+    def test_it_is_extended_and_nothing_is_evaluated_twice(self, db: Database) -> None:
+        calls: list[int] = []
+        for size in (3, 5, 2, 5):
+            speval(calls.append, range(size), db)
+        assert calls == list(range(5))
+
+    def test_other_arguments_under_a_name_are_refused_and_nothing_is_added(self, db: Database) -> None:
+        fill(db, {"a": 1})
+        with pytest.raises(SpaceMismatch) as caught:
+            fill(db, {"new": 0, "a": 2})
+        assert (caught.value.name, caught.value.stored, caught.value.given) == ("a", 1, 2)
+        assert [row["name"] for row in load_evals(db)] == ["a"]
+
+    def test_an_empty_space_is_finished_at_once(self, db: Database) -> None:
+        assert sum(speval(abs, [], db).values()) == 0
+        assert load_evals(db) == []
+
+    @pytest.mark.parametrize("ask", [load_evals, count_evals, reset_evals, iter_evals])
+    def test_what_is_not_there_is_not_found_and_not_made(self, db: Database, ask: Any) -> None:
+        with pytest.raises(FileNotFoundError):
+            ask(db)
+        assert not db.exists()
+
+    def test_a_transaction_that_raises_changes_nothing(self, db: Database) -> None:
+        fill(db, range(3))
+        with contextlib.suppress(ZeroDivisionError), db.write() as conn:
+            job.reset(conn, 1, 3, None)
+            conn.execute("UPDATE evals SET status = 'failed'")
+            raise ZeroDivisionError
+        assert statuses(db) == ["pending"] * 3
+
+    def test_a_statement_that_fails_is_an_error_of_speval(self, db: Database) -> None:
+        fill(db, range(3))
+        with pytest.raises(SpevalError), db.write() as conn:
+            conn.execute("SELECT nothing FROM nowhere")
+        assert statuses(db) == ["pending"] * 3
+
+
+class TestClaims:
+    def test_no_two_workers_hold_one_evaluation(self, db: Database, workers: Workers) -> None:
+        fill(db, range(40))
+        some = [claim(workers.join(), 3) for _ in range(4)]
+        names = [int(c.name) for claims in some for c in claims]
+        assert names == sorted(set(names))
+        assert count_evals(db)["in_progress"] == len(names)
+
+    def test_each_claim_has_a_higher_number(self, db: Database, workers: Workers) -> None:
+        fill(db, [0])
+        worker, attempts = workers.join(), []
+        for _ in range(3):
+            (held,) = claim(worker)
+            attempts.append(held.attempt)
+            worker.leave()
+            worker = workers.join()
+        assert attempts == [1, 2, 3]
+
+    def test_completed_and_failed_are_what_is_stored(self, db: Database, workers: Workers) -> None:
+        fill(db, range(2))
+        worker = workers.join()
+        (first,) = claim(worker)
+        end(worker, first, result="17")
+        (second,) = claim(worker)
+        end(worker, second, error="it broke")
+        rows = load_evals(db)
+        assert [(row["status"], row["result"], row["error"]) for row in rows] == [
+            ("completed", 17, None),
+            ("failed", None, "it broke"),
+        ]
+        assert {row["worker"] for row in rows} == {worker.id}
+
+    def test_who_leaves_stores_what_is_done_and_releases_the_rest(
+        self, db: Database, workers: Workers
+    ) -> None:
+        fill(db, range(8))
+        worker = workers.join()
+        claims = claim(worker, 3)
+        worker.done.append(job.Outcome(claims[0], "1", None, 1.0, 2.0))
+        counts = worker.leave()
+        assert counts == {"pending": 7, "in_progress": 0, "completed": 1, "failed": 0}
+        assert [row["losses"] for row in load_evals(db)] == [0] * 8
+
+    def test_what_is_not_started_is_given_back_in_the_next_exchange(
+        self, db: Database, workers: Workers
+    ) -> None:
+        fill(db, range(8))
+        worker = workers.join()
+        worker.exchange(3)
+        begun = worker.todo.popleft()
+        worker.exchange(0)
+        assert statuses(db) == ["in_progress"] + ["pending"] * 7
+        end(worker, begun, result="0")
+        assert statuses(db) == ["completed"] + ["pending"] * 7
+
+
+class TestLosses:
+    def test_claims_of_the_dead_are_reclaimed_at_once(self, db: Database, workers: Workers) -> None:
+        fill(db, range(2))
+        dead = workers.join()
+        claim(dead)
+        workers.die(dead)
+        heir = workers.join()
+        assert [(c.name, c.attempt, c.losses) for c in claim(heir)] == [("0", 2, 1)]
+
+    def test_claims_of_the_living_are_not_however_long_they_take(
+        self, db: Database, workers: Workers, clock: Clock
+    ) -> None:
+        fill(db, range(2))
+        claim(workers.join())
+        other = workers.join()
+        for _ in range(10):
+            clock.pass_by(1e6)
+            other.exchange(0)
+        assert [row["losses"] for row in load_evals(db)] == [0, 0]
+
+    def test_claims_of_the_stalled_are_reclaimed_a_timeout_after_they_were_first_seen(
+        self, db: Database, workers: Workers, clock: Clock
+    ) -> None:
+        fill(db, [0])
+        claim(workers.join(timeout=60))
+        other = workers.join(timeout=60)
+        clock.pass_by(1e6)  # nobody has seen them yet
+        assert claim(other) == []
+        clock.pass_by(59)
+        assert claim(other) == []
+        clock.pass_by(61)
+        assert [c.attempt for c in claim(other)] == [2]
+
+    def test_one_that_is_lost_too_often_is_failed(self, db: Database, workers: Workers) -> None:
+        fill(db, [0])
+        for _ in range(3):
+            doomed = workers.join()
+            assert len(claim(doomed)) == 1
+            workers.die(doomed)
+        workers.join().exchange(0)
+        (row,) = load_evals(db)
+        assert (row["status"], row["losses"]) == ("failed", 3)
+        assert row["error"].startswith("lost 3 times")
+
+    def test_what_was_lost_is_claimed_alone(self, db: Database, workers: Workers, clock: Clock) -> None:
+        fill(db, range(40))
+        doomed = workers.join()
+        claim(doomed, 4)
+        workers.die(doomed)
+        heir = workers.join()
+        assert [c.name for c in claim(heir, 4)] == ["0"]
+
+    def test_claims_of_nobody_are_reclaimed_when_nothing_else_is_left(
+        self, db: Database, workers: Workers, clock: Clock
+    ) -> None:
+        fill(db, range(3))
+        with db.write() as conn:
+            conn.execute("UPDATE evals SET status = 'in_progress', worker = :w", {"w": None})
+            conn.execute("UPDATE evals SET worker = :w WHERE name = :name", {"w": 123, "name": "1"})
+        counts = speval(abs, range(3), db)
+        assert counts["completed"] == 3
+
+    def test_who_was_taken_for_dead_goes_on(self, db: Database, workers: Workers, clock: Clock) -> None:
+        fill(db, range(4))
+        worker = workers.join()
+        (lost,) = claim(worker)
+        db.locks.discard(worker.id)
+        other = workers.join()
+        claim(other)
+        db.locks.add(worker.id)
+        end(worker, lost, result="0")
+        assert [c.name for c in claim(worker)] == ["1"]
+        clock.pass_by(100)
+        other.exchange(0)
+        assert load_evals(db)[1]["losses"] == 0
+
+    def test_a_worker_of_another_database_stops(self, db: Database, workers: Workers) -> None:
+        fill(db, range(3))
+        worker = workers.join()
+        claim(worker)
+        with db.write() as conn:
+            conn.execute("DELETE FROM workers")
+        with pytest.raises(SpevalError, match="was replaced while it was in use"):
+            worker.exchange(1)
+
+
+class TestLate:
+    @pytest.fixture
+    def pair(self, db: Database, workers: Workers) -> tuple[Any, Any, Any, Any]:
+        """Who has lost an evaluation and who holds it, with their claims."""
+        fill(db, range(2))
+        late = workers.join()
+        (lost,) = claim(late)
+        db.locks.discard(late.id)
+        holder = workers.join()
+        (held,) = claim(holder)
+        db.locks.add(late.id)
+        assert (lost.id, lost.attempt + 1) == (held.id, held.attempt)
+        return late, lost, holder, held
+
+    def test_a_late_result_is_stored_if_there_is_no_other(
+        self, db: Database, pair: tuple[Any, Any, Any, Any]
+    ) -> None:
+        late, lost, holder, held = pair
+        end(late, lost, result='"late"')
+        end(holder, held, result='"holder"')
+        assert load_evals(db)[0]["result"] == "late"
+
+    def test_a_late_result_does_not_replace_another(
+        self, db: Database, pair: tuple[Any, Any, Any, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        late, lost, holder, held = pair
+        end(holder, held, result='"holder"')
+        end(late, lost, result='"late"')
+        assert load_evals(db)[0]["result"] == "holder"
+        assert "dropped what came late for evaluation 0, attempt 1" in caplog.text
+
+    def test_a_late_error_is_dropped(self, db: Database, pair: tuple[Any, Any, Any, Any]) -> None:
+        late, lost, holder, held = pair
+        end(late, lost, error="late")
+        assert statuses(db)[0] == "in_progress"
+        end(holder, held, result="1")
+        assert load_evals(db)[0]["error"] is None
+
+    def test_nor_does_a_late_result_replace_an_error_of_func(
+        self, db: Database, pair: tuple[Any, Any, Any, Any]
+    ) -> None:
+        late, lost, holder, held = pair
+        end(holder, held, error="it broke")
+        end(late, lost, result="1")
+        assert statuses(db)[0] == "failed"
+
+    def test_but_it_does_replace_a_failure_that_came_from_losses(
+        self, db: Database, workers: Workers
+    ) -> None:
+        fill(db, range(2))
+        late = workers.join(max_attempts=1)
+        (lost,) = claim(late)
+        db.locks.discard(late.id)
+        workers.join(max_attempts=1).exchange(0)
+        assert statuses(db)[0] == "failed"
+        db.locks.add(late.id)
+        end(late, lost, result="1")
+        assert (load_evals(db)[0]["result"], load_evals(db)[0]["error"]) == (1, None)
+
+    @pytest.mark.parametrize("what", [{"result": "1"}, {"error": "it broke"}])
+    def test_nothing_claimed_before_a_reset_is_stored_after_it(
+        self, db: Database, workers: Workers, what: dict[str, str]
+    ) -> None:
+        fill(db, range(2))
+        worker = workers.join()
+        (held,) = claim(worker)
+        assert reset_evals(db, "in_progress") == 1
+        end(worker, held, **what)
+        assert statuses(db) == ["pending", "pending"]
+
+
+class TestReset:
+    def test_what_failed_is_tried_again_and_only_that(self, db: Database) -> None:
+        calls: list[int] = []
+
+        def func(x: int) -> float:
+            calls.append(x)
+            return 1 / x if len(calls) < 4 else 0.0
+
+        speval(func, [1, 0, 2], db)
+        assert reset_evals(db) == 1
+        speval(func, [1, 0, 2], db)
+        assert calls == [1, 0, 2, 0]
+        assert statuses(db) == ["completed"] * 3
+
+    def test_by_name_and_status_and_not_by_a_name_that_is_none(self, db: Database) -> None:
+        speval(abs, {"a": 1, "b": 2, "c": 3}, db)
+        assert reset_evals(db, None, ["a", "c"]) == 2
+        assert statuses(db) == ["pending", "completed", "pending"]
+        with pytest.raises(ValueError, match="has no evaluation 'd'"):
+            reset_evals(db, None, ["b", "d"])
+        assert statuses(db) == ["pending", "completed", "pending"]
+
+
+class TestReading:
+    def test_by_status_in_the_order_of_the_space(self, db: Database, workers: Workers) -> None:
+        speval(lambda x: 1 / (x % 3), range(9), db)
+        assert [row["name"] for row in load_evals(db, "failed")] == ["0", "3", "6"]
+        assert [row["name"] for row in iter_evals(db, "completed")] == ["1", "2", "4", "5", "7", "8"]
+
+    def test_many_are_read_in_parts(self, db: Database) -> None:
+        speval(abs, range(2500), db)
+        assert [row["result"] for row in iter_evals(db)] == list(range(2500))
+
+    def test_counts_are_right_at_each_moment(self, db: Database) -> None:
+        seen = []
+
+        def func(x: int) -> None:
+            counts = count_evals(db)
+            seen.append((sum(counts.values()), counts["in_progress"] > 0))
+
+        speval(func, range(30), db)
+        assert set(seen) == {(30, True)}
+
+    def test_a_glance_tells_counts_and_who_lives(self, db: Database, workers: Workers) -> None:
+        fill(db, range(5))
+        dead, worker = workers.join(), workers.join()
+        claim(dead)
+        claim(worker)
+        workers.die(dead)
+        counts, alive = how_far(db)
+        assert (counts["in_progress"], alive) == (2, 1)
+
+
+def test_several_at_once_evaluate_each_once(db: Database) -> None:
+    calls: list[int] = []
+    threads = [threading.Thread(target=speval, args=(calls.append, range(300), db)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(calls) == list(range(300))
+    assert count_evals(db)["completed"] == 300
+
+
+def test_func_knows_its_evaluation_and_may_not_wait_for_itself(db: Database) -> None:
+    def func(x: int) -> Any:
+        with pytest.raises(SpevalError, match="would wait for itself"):
+            speval(func, [1], db)
+        return current_eval()
+
+    speval(func, {"a": 5}, db)
+    assert load_evals(db)[0]["result"] == {"name": "a", "attempt": 1, "args": 5}
+
+
+logging.getLogger("speval").addHandler(logging.NullHandler())
