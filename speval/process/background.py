@@ -144,8 +144,12 @@ def paused() -> Iterator[None]:
         yield
 
 
-def paused_notices() -> contextlib.AbstractContextManager[None]:
-    return _notices.paused()
+@contextlib.contextmanager
+def paused_notices() -> Iterator[None]:
+    with _notices.paused():
+        if not _waits:  # they have nothing to go on with
+            _tickers.discard(_notices)
+        yield
 
 
 def forget() -> None:
