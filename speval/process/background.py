@@ -112,7 +112,8 @@ def _say_what_takes_long() -> float | None:
     for wait in [wait for wait in list(_waits) if wait.due <= now]:
         wait.due = 2 * now - wait.began  # at twice the time, four times, and so on
         log.warning("%s: for %.0f s by now", wait.message(), now - wait.began)
-    return min((wait.due - now for wait in list(_waits)), default=None)
+    pauses = [wait.due - now for wait in list(_waits)]
+    return min(LONG_WAIT, *pauses) if pauses else None  # not longer: another may have come meanwhile
 
 
 _tickers: set[Ticker] = set()  # that have been started and not stopped

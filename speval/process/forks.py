@@ -14,6 +14,7 @@ import contextlib
 import functools
 import os
 import signal
+import sys
 import threading
 import time
 import types
@@ -25,6 +26,8 @@ from typing import Any, NamedTuple
 from . import background
 
 __all__ = ["Section", "at_gate", "closed", "in_child", "is_in_hook", "send_again", "watch"]
+
+LOOKS = 200  # whether a fork is over, at most
 
 _gate = threading.RLock()  # a fork holds it, and so does who begins or ends to use a section
 _used: collections.Counter[Section] = collections.Counter()  # by threads inside, and by who attends
@@ -182,11 +185,14 @@ def is_in_hook(frame: types.FrameType | None) -> bool:
 
 
 def send_again(signum: int) -> None:
-    """Send a signal to this process in a moment, when the fork in which it came is over."""
+    """Send a signal to this process in a moment, when the main thread is out of the fork in which it came."""
 
     def send() -> None:
         background.take_no_signals()
-        time.sleep(0.01)
+        for _ in range(LOOKS):
+            time.sleep(0.01)
+            if not is_in_hook(sys._current_frames().get(threading.main_thread().ident or 0)):
+                break
         os.kill(os.getpid(), signum)
 
     threading.Thread(target=send, name="speval", daemon=True).start()
