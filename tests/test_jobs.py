@@ -339,7 +339,7 @@ speval(func, [0], "evals.db", timeout=0.5, n_jobs=2, max_attempts=1)
         until(lambda: not os.path.exists(f"/dev/shm/{name}"))
 
     def test_many_evaluations_shorter_than_it_are_no_long_one(self, sandbox: Sandbox) -> None:
-        run(lambda x: x, range(80_000), sandbox.db, timeout=1, n_jobs=2)
+        run(lambda x: x, range(80_000), sandbox.db, timeout=3, n_jobs=2)
         assert sum(sandbox.column("losses")) == 0
 
     def test_a_hung_process_is_killed_also_if_another_instance_reclaimed_first(
@@ -678,7 +678,9 @@ speval(func, range(20), "evals.db", n_jobs={n_jobs}, progress=True)
         assert last.startswith("[####")
         assert "] 20/20, 1 failed, 0 workers" in last
         assert any(
-            line.split("\r")[-1] == "evaluation 7 failed: ValueError: seven"
+            line.endswith(
+                "evaluation 7 failed: ValueError: seven"
+            )  # of another process: the line may precede
             for line in shown.decode().split("\r\n")
         )
 
