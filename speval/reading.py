@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .database import Database, Name, existing
+from .database import Connection, Database, Name, existing
 from .process.signals import Signals
 from .values import from_json
 
@@ -98,7 +98,7 @@ READ = """
     WHERE id > :after AND id <= :last AND (CAST(:status AS TEXT) IS NULL OR status = :status) ORDER BY id"""
 
 
-def _read_chunk(conn: Any, after: int, status: str | None) -> tuple[list[tuple[Any, ...]], int | None]:
+def _read_chunk(conn: Connection, after: int, status: str | None) -> tuple[list[tuple[Any, ...]], int | None]:
     """Return some rows, and the id to go on after, None at the end."""
     ((last,),) = conn.execute(LAST_OF_CHUNK, {"after": after, "room": CHUNK}).fetchall()
     if last is None:
@@ -120,7 +120,7 @@ def _read_chunk(conn: Any, after: int, status: str | None) -> tuple[list[tuple[A
     return rows, last
 
 
-def check_order(conn: Any, after: object, ids: Iterable[object]) -> None:
+def check_order(conn: Connection, after: object, ids: Iterable[object]) -> None:
     """Raise if ids do not grow: who goes on after the last of them might go round for ever."""
     for id in ids:
         if not isinstance(id, int) or not isinstance(after, int) or id <= after:
@@ -164,13 +164,13 @@ LEFT = """
         EXISTS (SELECT 1 FROM evals WHERE status = 'in_progress')"""
 
 
-def left(conn: Any) -> tuple[bool, bool]:
+def left(conn: Connection) -> tuple[bool, bool]:
     """Tell whether any evaluations are pending, and whether any are in progress."""
     ((pending, in_progress),) = conn.execute(LEFT).fetchall()
     return bool(pending), bool(in_progress)
 
 
-def count_surely(conn: Any) -> dict[str, int]:
+def count_surely(conn: Connection) -> dict[str, int]:
     """Count, and see that no damaged index tells otherwise: a user might take that for the truth."""
     numbers = count(conn)
     if (numbers["pending"] > 0, numbers["in_progress"] > 0) != left(conn):
@@ -188,7 +188,7 @@ COUNT_BY_HAND = "SELECT count(*) FROM evals WHERE attempt = 0 AND status <> 'pen
 IS_FRESH = "SELECT 1 FROM evals WHERE id = :id AND attempt = 0 AND status || '' = 'pending'"
 
 
-def count(conn: Any) -> dict[str, int]:
+def count(conn: Connection) -> dict[str, int]:
     """Return the number of evaluations by status, without a look at each: that takes 40 ms for a million.
 
     Evaluations are claimed for the first time in the order of their ids. So behind some id all are
@@ -202,7 +202,7 @@ def count(conn: Any) -> dict[str, int]:
     return dict(zip(STATUSES, (pending, in_progress, total - pending - in_progress - failed, failed)))
 
 
-def first_fresh(conn: Any, total: int, last: int) -> int:
+def first_fresh(conn: Connection, total: int, last: int) -> int:
     """Return the id from which on nothing was ever claimed."""
     reached, fresh = 0, last
     if not conn.execute(IS_FRESH, {"id": last}).fetchall():

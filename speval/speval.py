@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from .database import Database, Name, database, existing
+from .database import Connection, Database, Name, database, existing
 from .errors import NotWritable, SpaceMismatch, SpevalError, cut, last_line, visible
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice
@@ -104,18 +104,18 @@ def populate(db: Database, space: Space, func: str) -> bool:
     return rest
 
 
-def _is_known(conn: Any, space: Space) -> bool:
+def _is_known(conn: Connection, space: Space) -> bool:
     return bool(conn.execute(KNOW_SPACE, {"fingerprint": space.fingerprint}).fetchall())
 
 
-def _add(db: Database, conn: Any, space: Space, func: str, new: Iterable[tuple[str, str]]) -> None:
+def _add(db: Database, conn: Connection, space: Space, func: str, new: Iterable[tuple[str, str]]) -> None:
     now = time.time()
     with notice(lambda: f"adding to {db.path}, {space.position} of {space.size} evaluations so far"):
         conn.executemany(ADD_EVAL, ((name, now, args) for name, args in new))
     conn.execute(KEEP_SPACE, {"fingerprint": space.fingerprint, "size": space.size, "func": func, "now": now})
 
 
-def _new(db: Database, conn: Any, space: Space) -> Iterator[tuple[str, str]]:
+def _new(db: Database, conn: Connection, space: Space) -> Iterator[tuple[str, str]]:
     """Yield the evaluations that are not in the database; the others must be as they are there."""
     for name, args in space:
         stored = conn.execute(LOOKUP_EVAL, {"name": name}).fetchall()
@@ -168,7 +168,7 @@ COUNT_SOME_PENDING = """
     SELECT count(*) FROM (SELECT 1 FROM evals WHERE status = 'pending' LIMIT :room) AS some"""
 
 
-def claim(conn: Any, worker: int, room: int) -> list[tuple[Any, ...]]:
+def claim(conn: Connection, worker: int, room: int) -> list[tuple[Any, ...]]:
     """Claim up to `room` pending evaluations, the first of the space; one that was lost before alone.
 
     Return rows, of which a `Claim` each is made after the transaction.
@@ -192,7 +192,7 @@ def claim(conn: Any, worker: int, room: int) -> list[tuple[Any, ...]]:
     return claims
 
 
-def _share(conn: Any, room: int) -> int:
+def _share(conn: Connection, room: int) -> int:
     """Return how many of `room` evaluations a worker may claim, for all workers to end together.
 
     Half of its part of what is left: guided self-scheduling (Polychronopoulos and Kuck, 1987).
@@ -243,7 +243,7 @@ def endings(worker: int, outcomes: list[Outcome]) -> Endings:
     return Endings(outcomes, completed, failed)
 
 
-def finish(conn: Any, worker: int, ended: Endings) -> list[bool]:
+def finish(conn: Connection, worker: int, ended: Endings) -> list[bool]:
     """Complete or fail evaluations; False for each whose claim does not count any more.
 
     A late result, of a claim that was lost, is stored as long as there is no other result; a late
@@ -256,7 +256,7 @@ def finish(conn: Any, worker: int, ended: Endings) -> list[bool]:
     return [_is_stored(conn, worker, outcome) for outcome in ended.outcomes]
 
 
-def _is_stored(conn: Any, worker: int, outcome: Outcome) -> bool:
+def _is_stored(conn: Connection, worker: int, outcome: Outcome) -> bool:
     facts = {**outcome.claim._asdict(), "worker": worker, "started": outcome.started, "now": outcome.ended}
     if conn.execute(IS_HELD, facts).fetchall():  # we would wait for ourselves
         raise conn.DatabaseError("it does not take the end of an evaluation")
@@ -268,7 +268,7 @@ RELEASE = """
     WHERE status = 'in_progress' AND worker = :worker AND id >= :first"""
 
 
-def release(conn: Any, worker: int, first: int = -(2**63)) -> None:
+def release(conn: Connection, worker: int, first: int = -(2**63)) -> None:
     """Give back the claims of a worker, from that id on."""
     conn.execute(RELEASE, {"worker": worker, "first": first, "now": time.time()})
 
@@ -282,7 +282,7 @@ RECLAIM = """
     WHERE status = 'in_progress' AND worker = :worker"""
 
 
-def reclaim(conn: Any, lost: Iterable[Loss], max_attempts: int) -> list[str]:
+def reclaim(conn: Connection, lost: Iterable[Loss], max_attempts: int) -> list[str]:
     """Give the claims of lost workers back, or fail those lost too often; return what to say of it."""
     said = []
     now = time.time()
@@ -318,7 +318,7 @@ RESET = """
         AND (status <> 'pending' OR attempt > reset)"""
 
 
-def reset(conn: Any, first: int, last: int, status: str | None) -> int:
+def reset(conn: Connection, first: int, last: int, status: str | None) -> int:
     """Make evaluations pending as if they had never been tried; return how many of them were not."""
     facts = {"first": first, "last": last, "status": status, "now": time.time()}
     ((number,),) = conn.execute(COUNT_FINISHED, facts).fetchall()
@@ -604,7 +604,7 @@ class Worker:
         self._log_finished(self.done, stored)
         return counts
 
-    def _give_up_claims(self, conn: Any) -> list[str]:
+    def _give_up_claims(self, conn: Connection) -> list[str]:
         """Release all claims; but one that was interrupted only after the timeout is a loss."""
         ran = self._clock() - self._since
         if self._timeout is None or self._running is None or ran < self._timeout:
@@ -1000,7 +1000,7 @@ def reset_evals(
         return sum(reset(conn, first, last, status) for first, last in _ids(db, conn, names))
 
 
-def _ids(db: Database, conn: Any, names: Iterable[str] | None) -> list[tuple[int, int]]:
+def _ids(db: Database, conn: Connection, names: Iterable[str] | None) -> list[tuple[int, int]]:
     """Return ranges of ids: of each name, or of all."""
     if names is None:
         return [(-(2**63), 2**63 - 1)]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .database import Database
+from .database import Connection, Database
 from .errors import SpevalError
 from .process.machine import host
 from .process.signals import Signals
@@ -54,7 +54,7 @@ class Loss(NamedTuple):
     why: str
 
 
-def check_in(db: Database, conn: Any, worker: int, joined: bool) -> None:
+def check_in(db: Database, conn: Connection, worker: int, joined: bool) -> None:
     """Enter a worker, once; after that it has to be there, or the database is another one."""
     if not joined and db.is_prepared(conn):
         conn.execute(JOIN, {"worker": worker, "host": host(), "pid": os.getpid(), "now": time.time()})
@@ -71,20 +71,20 @@ def check_in(db: Database, conn: Any, worker: int, joined: bool) -> None:
         mark_ended(conn, worker, None)
 
 
-def mark_ended(conn: Any, worker: int, ended: float | None) -> None:
+def mark_ended(conn: Connection, worker: int, ended: float | None) -> None:
     conn.execute(MARK_ENDED, {"worker": worker, "ended": ended})
 
 
-def mark_all_ended(conn: Any) -> None:
+def mark_all_ended(conn: Connection) -> None:
     """When everything is finished, mark all workers: the others only have to see that."""
     conn.execute(MARK_ALL_ENDED, {"now": time.time()})
 
 
-def has_ended(conn: Any, worker: int) -> bool:
+def has_ended(conn: Connection, worker: int) -> bool:
     return conn.execute(LOOKUP_WORKER, {"worker": worker}).fetchall() not in ([], [(None,)])
 
 
-def live(conn: Any) -> list[tuple[int, Any, Any, Any]]:
+def live(conn: Connection) -> list[tuple[int, Any, Any, Any]]:
     """Return id, host, process and start (unix time, s) of those that have not said that they end."""
     rows: list[tuple[int, Any, Any, Any]] = conn.execute(LIVE_WORKERS).fetchall()
     return rows
@@ -110,7 +110,7 @@ class Lookout:
         self._clock = clock
         self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
 
-    def lost(self, conn: Any) -> list[Loss]:
+    def lost(self, conn: Connection) -> list[Loss]:
         pending, in_progress = left(conn)
         settled = self._locks.are_settled(in_progress)
         seen, self._seen = self._seen, {}
@@ -128,7 +128,7 @@ class Lookout:
             lost += [Loss(worker, f"worker {worker}", UNKNOWN) for (worker,) in unknown]
         return lost
 
-    def _is_stalled(self, conn: Any, worker: int, seen: dict[int, tuple[object, float]]) -> bool:
+    def _is_stalled(self, conn: Connection, worker: int, seen: dict[int, tuple[object, float]]) -> bool:
         now = self._clock()
         oldest = conn.execute(OLDEST_CLAIM, {"worker": worker}).fetchall()
         before, since = seen.get(worker, (None, now))

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 
-from speval.database.tables import CURRENT, EMPTY, bring_up_to_date, format_of, show_as_current
+from speval.database.tables import CURRENT, format_of, prepare, show_as_current
 from speval.errors import SpevalError
 
 
@@ -71,15 +71,13 @@ class Memory:
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         with self.write() as conn:
-            show_as_current(conn, format_of(conn, self.path))
+            show_as_current(conn, self.path)
             yield conn
 
     glance = read
 
     def prepare(self, conn: sqlite3.Connection) -> bool:
-        found = format_of(conn, self.path)
-        bring_up_to_date(conn, found)
-        return found == EMPTY
+        return prepare(conn, self.path)
 
     def is_prepared(self, conn: sqlite3.Connection) -> bool:
         return format_of(conn, self.path) == CURRENT

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 
-from .interface import Database, Name
+from .interface import Connection, Database, Name
 from .sqlite import Sqlite
 
-__all__ = ["Database", "Name", "database", "existing"]
+__all__ = ["Connection", "Database", "Name", "database", "existing"]
 
 
 def database(name: Name) -> Database:
     """Return the database of that name: the file name of one of sqlite3. What is one already is returned."""
-    return Sqlite(name) if isinstance(name, (str, bytes, os.PathLike)) else _checked(name)
-
-
-def _checked(db: Database) -> Database:
-    if not hasattr(db, "glance"):
-        raise TypeError(f"a database is named by a str or a path, not by {db!r}")
-    return db
+    if isinstance(name, (str, bytes, os.PathLike)):
+        return Sqlite(name)
+    if not hasattr(name, "glance"):
+        raise TypeError(f"a database is named by a str or a path, not by {name!r}")
+    return name
 
 
 def existing(name: Name) -> Database:

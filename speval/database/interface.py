@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, Union
 
 __all__ = ["Connection", "Cursor", "Database", "Locks", "Name"]
@@ -16,7 +16,7 @@ class Cursor(Protocol):
     @property
     def rowcount(self) -> int: ...
     def fetchall(self) -> list[Any]: ...
-    def __iter__(self) -> Any: ...
+    def __iter__(self) -> Iterator[Any]: ...
     def close(self) -> None: ...
 
 

@@ -13,7 +13,7 @@ from ..errors import NotWritable, SpevalError, message
 from ..process import forks
 from ..process.background import notice
 from .locks import Locks
-from .tables import CURRENT, EMPTY, bring_up_to_date, format_of, show_as_current
+from .tables import CURRENT, format_of, prepare, show_as_current
 
 __all__ = ["Sqlite"]
 
@@ -79,7 +79,7 @@ class Sqlite:
         with self.locks.opened(create=False), self._connected("ro", counted=False) as conn:
             conn.execute("PRAGMA busy_timeout = 20")  # milliseconds: a commit takes one
             conn.execute("BEGIN")
-            show_as_current(conn, format_of(conn, self.path))
+            show_as_current(conn, self.path)
             yield conn
 
     def write(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
@@ -90,9 +90,7 @@ class Sqlite:
         return self._transaction("BEGIN IMMEDIATE", "rwc")
 
     def prepare(self, conn: sqlite3.Connection) -> bool:
-        found = format_of(conn, self.path)
-        bring_up_to_date(conn, found)
-        return found == EMPTY
+        return prepare(conn, self.path)
 
     def is_prepared(self, conn: sqlite3.Connection) -> bool:
         return format_of(conn, self.path) == CURRENT
@@ -113,7 +111,7 @@ class Sqlite:
                 else:
                     conn.execute(begin)
                     self._patiently(conn, "PRAGMA user_version")  # it is the first read that locks
-                    show_as_current(conn, format_of(conn, self.path))
+                    show_as_current(conn, self.path)
                     conn.execute("PRAGMA query_only = ON")
                 self.locks.make_sure()
                 yield conn

@@ -6,7 +6,7 @@ import sqlite3
 
 from ..errors import SpevalError
 
-__all__ = ["CREATE", "CURRENT", "EMPTY", "OF_0_1_1", "bring_up_to_date", "format_of", "show_as_current"]
+__all__ = ["CURRENT", "format_of", "prepare", "show_as_current"]
 
 APPLICATION_ID = 0x73706576  # "spev"
 FORMAT = 1
@@ -84,12 +84,15 @@ def format_of(conn: sqlite3.Connection, path: str) -> int:
     return EMPTY
 
 
-def bring_up_to_date(conn: sqlite3.Connection, found: int) -> None:
+def prepare(conn: sqlite3.Connection, path: str) -> bool:
+    """Make the tables, or those of an older version into today's; tell whether there were none."""
+    found = format_of(conn, path)
     for statement in {EMPTY: CREATE, OF_0_1_1: UPGRADE_0_1_1, CURRENT: ()}[found]:
         conn.execute(statement)
+    return found == EMPTY
 
 
-def show_as_current(conn: sqlite3.Connection, found: int) -> None:
+def show_as_current(conn: sqlite3.Connection, path: str) -> None:
     """Let this connection see today's tables, whatever is there: so no reading code knows another."""
-    for statement in {EMPTY: SHOW_EMPTY, OF_0_1_1: SHOW_0_1_1, CURRENT: ()}[found]:
+    for statement in {EMPTY: SHOW_EMPTY, OF_0_1_1: SHOW_0_1_1, CURRENT: ()}[format_of(conn, path)]:
         conn.execute(statement)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ..database import Database, Name, existing
+from ..database import Connection, Database, Name, existing
 from ..errors import SpevalError, last_line
 from ..process.signals import Signals
 from ..reading import (
@@ -187,7 +187,7 @@ def errors(evals_fname: Name) -> Iterator[tuple[str, str]]:
             yield name, error
 
 
-def _some_failed(conn: Any, after: int) -> list[tuple[int, str, str]]:
+def _some_failed(conn: Connection, after: int) -> list[tuple[int, str, str]]:
     rows, size = [], 0
     with contextlib.closing(conn.execute(FAILED, {"after": after, "room": ROOM})) as cursor:
         for id, name, error in cursor:
