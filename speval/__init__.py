@@ -22,7 +22,7 @@ The map: each module imports only from those below it.
     process.signals       signals: held, and let through
     process.forks         what no fork may happen in
     process.background    threads that do something later
-    process.machine       the machine, its CPUs and mounts
+    process.machine       the machine, its CPUs and mounts, and what it knows of this process
     errors                what is raised
 """
 

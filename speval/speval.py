@@ -32,33 +32,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from . import workers
 from .database import Connection, Database, Name, database, existing
 from .errors import NotWritable, SpaceMismatch, SpevalError, cut, last_line, visible
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice
-from .process.machine import cpus, process
+from .process.machine import cpus, process, programs_ended
 from .process.signals import Signals, Terminated
 from .reading import CHUNK_SIZE, check_status, count, count_evals, left
 from .space import Space
 from .values import MAX_ERROR, error_of, from_json, refusal_of, to_json
-from .workers import (
-    DIED,
-    NOBODY,
-    STALLED,
-    UNKNOWN,
-    Lookout,
-    Loss,
-    check_in,
-    has_ended,
-    how_far,
-    mark_all_ended,
-    mark_ended,
-)
-
-try:
-    import resource
-except ImportError:
-    resource = None  # type: ignore[assignment]
+from .workers import DIED, NOBODY, STALLED, UNKNOWN, Lookout, Loss, how_far
 
 __all__ = ["ANNOUNCE", "current_eval", "reset_evals", "speval"]
 
@@ -201,10 +185,10 @@ def _share(conn: Connection, room: int) -> int:
     if not pending:
         return room
     # Evaluations are claimed for the first time in the order of their ids: from a fresh one on all are.
-    ((attempt, rest, workers),) = pending
+    ((attempt, rest, busy),) = pending
     if attempt:
-        ((rest,),) = conn.execute(COUNT_SOME_PENDING, {"room": 2 * workers * room}).fetchall()
-    return int(max(1, rest // max(1, 2 * workers)))
+        ((rest,),) = conn.execute(COUNT_SOME_PENDING, {"room": 2 * busy * room}).fetchall()
+    return int(max(1, rest // max(1, 2 * busy)))
 
 
 # Also over what was lost (pending again, claimed by another, or failed by losses, which leaves no
@@ -295,7 +279,7 @@ def reclaim(conn: Connection, lost: Iterable[Loss], max_attempts: int) -> list[s
         if conn.execute(CLAIMS_OF, facts).fetchall() or (loss.why == UNKNOWN and not names):
             raise conn.DatabaseError("its index of evaluations in progress is not right")
         if loss.why == DIED:
-            mark_ended(conn, loss.worker, now)
+            workers.mark_ended(conn, loss.worker, now)
         if names:
             said.append(f"reclaimed {_some(names)}: {loss.who} {loss.why}")
     return said
@@ -392,7 +376,7 @@ class Worker:
         self._pace = Pace(timeout)
         self._cost = (0.0, 0.0)  # seconds of the last transaction: waiting for it, writing
         self._running: Claim | None = None
-        self._programs = _programs_ended()
+        self._programs = programs_ended()
         self._since = float("inf")  # when the evaluation of a batch began that runs now
         self._claimed = (0.0, 0.0)  # when the batch was claimed, by our clock and by the wall's
         self._exchanging = threading.Lock()  # the loop, or the watchdog
@@ -512,7 +496,7 @@ class Worker:
         """
         ran = self._clock() - self._since
         if ran > QUICK and self._signals.handlers:
-            programs, self._programs = self._programs, _programs_ended()
+            programs, self._programs = self._programs, programs_ended()
             if self._programs != programs:
                 bad = error or (result or "").lstrip("-").strip("0").isdigit()
                 self._signals.let_through(self._sleep, MOMENT if bad else min(SHARE * ran, SHORT_MOMENT))
@@ -541,7 +525,7 @@ class Worker:
             ended = endings(self.id, outcomes)
             with self._db.write() as conn:
                 waiting = self._clock() - began
-                check_in(self._db, conn, self.id, self._joined)
+                workers.check_in(self._db, conn, self.id, self._joined)
                 stored = finish(conn, self.id, ended)
                 if room or unstarted:
                     release(conn, self.id, -(2**63) if room else unstarted[0].id)
@@ -584,14 +568,14 @@ class Worker:
         try:
             if not self.done:
                 with self._db.read() as conn:
-                    if has_ended(conn, self.id):
+                    if workers.has_ended(conn, self.id):
                         return count(conn)
             with self._db.write() as conn:
-                check_in(self._db, conn, self.id, self._joined)
+                workers.check_in(self._db, conn, self.id, self._joined)
                 stored = finish(conn, self.id, endings(self.id, self.done))
                 said = self._give_up_claims(conn)
-                mark_ended(conn, self.id, time.time())
-                mark_all_ended(conn)
+                workers.mark_ended(conn, self.id, time.time())
+                workers.mark_all_ended(conn)
                 counts = count(conn)
         except SpevalError as exc:
             log.error("%s", exc)
@@ -676,11 +660,6 @@ class Worker:
                 log.warning("evaluation %s failed: %s", visible(claim.name), last_line(error))
             elif told:
                 log.info("completed evaluation %s in %.3g s", claim.name, ended - started)
-
-
-def _programs_ended() -> int:
-    """Return a number that changes when a child process has ended and was waited for."""
-    return 0 if resource is None else resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
 
 
 def _func_name(func: Callable[[Any], Any]) -> str:

@@ -1,4 +1,4 @@
-"""The machine: its name, its CPUs, and what it knows of its mounts."""
+"""The machine: its name, its CPUs and mounts, and what it knows of this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Mount", "cpus", "host", "mount_of", "process"]
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+__all__ = ["Mount", "cpus", "host", "mount_of", "process", "programs_ended"]
 
 NETWORKS = ("nfs", "cifs", "smb", "9p", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.")
 LOCAL_LOCKS = ("nolock", "local_lock=all", "local_lock=posix", "localflock")
@@ -22,6 +27,11 @@ def host() -> str:
 def process() -> str:
     """Return the name of this process, for people who look for it."""
     return f"process {os.getpid()} on {host()}"
+
+
+def programs_ended() -> int:
+    """Return a number that changes when a child of this process has ended and was waited for."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
 
 
 def cpus() -> int:
