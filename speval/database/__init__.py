@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
 
-from .interface import Connection, Database, Name
 from .sqlite import Sqlite
+
+if TYPE_CHECKING:
+    from .interface import Connection, Database, Name
+else:  # which take 3 ms to make, of each start
+    Connection = Database = Name = Any
 
 __all__ = ["Connection", "Database", "Name", "database", "existing"]
 

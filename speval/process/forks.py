@@ -21,7 +21,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import background
 
@@ -32,7 +32,9 @@ LOOKS = 200  # whether a fork is over, at most
 _gate = threading.RLock()  # a fork holds it, and so does who begins or ends to use a section
 _used: collections.Counter[Section] = collections.Counter()  # by threads inside, and by who attends
 _forgetting: list[Callable[[], None]] = []  # in a child
-_forks = threading.local()  # `stack`: those of this thread that are under way, the innermost last
+# `stack`: of each fork of this thread that is under way, the innermost last, the signals that were blocked
+# before, and what it holds up.
+_forks = threading.local()
 
 
 class Section:
@@ -123,39 +125,32 @@ def _acquired(lock: Any, held: contextlib.ExitStack) -> bool:
     return got
 
 
-class _Fork(NamedTuple):
-    """A fork that is under way: the signals that were blocked before, and what it holds up."""
-
-    mask: set[Any]
-    held: contextlib.ExitStack
-
-
 def _before() -> None:
     """Hold up what no fork may happen in, and the threads beside which none should.
 
     Signals wait too: what they raise here is lost, and one that reaches the child before that is ready,
     Python forgets.
     """
-    fork = _Fork(signal.pthread_sigmask(signal.SIG_BLOCK, ()), contextlib.ExitStack())
-    vars(_forks).setdefault("stack", []).append(fork)
+    mask, held = signal.pthread_sigmask(signal.SIG_BLOCK, ()), contextlib.ExitStack()
+    vars(_forks).setdefault("stack", []).append((mask, held))
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # may raise: the old mask is kept
-    fork.held.enter_context(background.paused())
-    fork.held.enter_context(closed())
-    fork.held.enter_context(background.paused_notices())  # last: they may have to say what we wait for
+    held.enter_context(background.paused())
+    held.enter_context(closed())
+    held.enter_context(background.paused_notices())  # last: they may have to say what we wait for
 
 
 def _after() -> None:
-    stack: list[_Fork] = vars(_forks).get("stack", [])
+    stack = vars(_forks).get("stack")
     if not stack:  # the hooks were not there when it began
         return
-    fork = stack.pop()
-    fork.held.close()
+    mask, held = stack.pop()
+    held.close()
     if hasattr(signal, "sigtimedwait"):
         # What their handlers raise would be lost here.
-        for signum in signal.sigpending() - fork.mask:
+        for signum in signal.sigpending() - mask:
             if callable(signal.getsignal(signum)) and signal.sigtimedwait([signum], 0) is not None:
                 send_again(signum)
-    signal.pthread_sigmask(signal.SIG_SETMASK, fork.mask)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _after_in_child() -> None:

@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 try:
     import resource
@@ -67,11 +66,12 @@ def _quota(folder: str) -> Iterator[int]:
                 yield math.ceil(quota / period)
 
 
-class Mount(NamedTuple):
+class Mount:
     """How a directory is mounted: the kind, ``""`` if that is not known, and the options."""
 
-    kind: str
-    options: list[str]
+    def __init__(self, kind: str, options: list[str]) -> None:
+        self.kind = kind
+        self.options = options
 
     @property
     def is_network(self) -> bool:

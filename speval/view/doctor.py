@@ -100,10 +100,10 @@ RECOVERED = (
 
 def _lost_locks(path: str, table: str = "/proc/self/mounts", recover: str = RECOVER) -> Iterator[Finding]:
     """Say what may take the locks of the living on NFS, and keep those of the dead."""
-    kind, options = mount_of(path, table)
-    if not kind.startswith("nfs"):
+    mount = mount_of(path, table)
+    if not mount.kind.startswith("nfs"):
         return
-    version = next((option for option in options if option.startswith("vers=")), f"vers={kind[3:]}")
+    version = next((o for o in mount.options if o.startswith("vers=")), f"vers={mount.kind[3:]}")
     if not version.startswith("vers=4"):
         yield Finding("NFS", True, NFS_3)
     elif _contents(recover).strip() == "Y":
