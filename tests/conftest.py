@@ -22,6 +22,14 @@ from speval import load_evals
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIMIT = 120.0  # seconds, generous: reached only when something is broken
 
+# Hundreds of processes are started. So they find speval compiled, and do not look through site-packages,
+# which takes longer than all else (but for coverage, which is there).
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+MEASURED = any(name.startswith("COVERAGE_") for name in os.environ)
+PYTHON = [sys.executable] if MEASURED else [sys.executable, "-S"]
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what is to run in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # and so does nohup
@@ -87,11 +95,9 @@ class Sandbox:
         script = self.path / f"script_{len(self.instances)}.py"
         script.write_text(PRELUDE + code)
         env = {k: v for k, v in os.environ.items() if measured or not k.startswith("COVERAGE_")}
-        # To look through site-packages takes longer than to import speval, which needs nothing from there.
-        alone = "numpy" not in code and not any(name.startswith("COVERAGE_") for name in env)
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        python = [sys.executable] if "numpy" in code else PYTHON if measured else [sys.executable, "-S"]
         instance = subprocess.Popen(
-            [sys.executable, *["-S"] * alone, str(script), *args],
+            [*python, str(script), *args],
             cwd=self.path,
             env=env,
             stdin=subprocess.DEVNULL,

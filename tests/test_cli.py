@@ -11,6 +11,7 @@ import os
 import pathlib
 import pty
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -20,7 +21,7 @@ import sys
 import termios
 
 import pytest
-from conftest import LIMIT, Sandbox, until
+from conftest import LIMIT, PYTHON, Sandbox, until
 
 from speval import count_evals, load_evals, speval
 from speval.cli import main
@@ -34,7 +35,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 def command(sandbox: Sandbox, *words: str, code: int = 0) -> str:
     """Run a command to the end that it should have; return what it printed, errors after the rest."""
     done = subprocess.run(
-        [sys.executable, "-m", "speval", *words],
+        [*PYTHON, "-m", "speval", *words],
         cwd=sandbox.path,
         capture_output=True,
         stdin=subprocess.DEVNULL,
@@ -53,7 +54,7 @@ def on_terminal(sandbox: Sandbox, columns: int, *words: str, **environment: str)
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR", "TERM")}
     run = subprocess.Popen(
-        [sys.executable, "-m", "speval", *words],
+        [*PYTHON, "-m", "speval", *words],
         cwd=sandbox.path,
         env={**env, "TERM": "xterm", **environment},
         stdin=subprocess.DEVNULL,
@@ -132,7 +133,7 @@ class TestErrorsOfUse:
         assert f"example:\n  speval {word} " in command(sandbox, word, "--help")
 
     def test_without_a_stdout_the_answer_is_the_code(self, evaluated: Sandbox) -> None:
-        line = f"{sys.executable} -m speval status evals.db >&-"
+        line = f"{shlex.join(PYTHON)} -m speval status evals.db >&-"
         done = subprocess.run(
             ["bash", "-c", line],
             cwd=evaluated.path,
@@ -145,7 +146,7 @@ class TestErrorsOfUse:
 
     def test_a_closed_pipe_is_quiet(self, sandbox: Sandbox) -> None:
         speval(lambda x: x, range(20_000), sandbox.db)
-        line = f"{sys.executable} -m speval results evals.db --format csv | head -1"
+        line = f"{shlex.join(PYTHON)} -m speval results evals.db --format csv | head -1"
         done = subprocess.run(
             ["bash", "-c", line],
             cwd=sandbox.path,
@@ -192,7 +193,7 @@ class TestResults:
         speval(lambda text: text, ["a\rb", "\ud800", "c\nd"], sandbox.db)
         for more in [], ["--sort", "result"]:
             printed = subprocess.run(
-                [sys.executable, "-m", "speval", "results", "evals.db", "--format", "csv", *more],
+                [*PYTHON, "-m", "speval", "results", "evals.db", "--format", "csv", *more],
                 cwd=sandbox.path,
                 stdout=subprocess.PIPE,
                 timeout=LIMIT,
@@ -327,7 +328,7 @@ speval(func, range(2), "evals.db")
         instance = sandbox.start(script)
         until(sandbox.calls)
         watch = subprocess.Popen(
-            [sys.executable, "-m", "speval", "status", "evals.db", "--watch"],
+            [*PYTHON, "-m", "speval", "status", "evals.db", "--watch"],
             cwd=sandbox.path,
             stdout=subprocess.PIPE,
             text=True,
@@ -384,7 +385,7 @@ class TestDoctor:
 
     def test_a_lock_that_is_held_elsewhere_is_seen_and_when_killed_gone(self, sandbox: Sandbox) -> None:
         hold = subprocess.Popen(
-            [sys.executable, "-m", "speval", "doctor", "--hold", "."],
+            [*PYTHON, "-m", "speval", "doctor", "--hold", "."],
             cwd=sandbox.path,
             stdout=subprocess.PIPE,
             text=True,
@@ -404,7 +405,7 @@ class TestDoctor:
     ) -> None:
         monkeypatch.setattr(doctor, "PATIENCE", 0.1)
         hold = subprocess.Popen(
-            [sys.executable, "-m", "speval", "doctor", "--hold", "."],
+            [*PYTHON, "-m", "speval", "doctor", "--hold", "."],
             cwd=sandbox.path,
             stdout=subprocess.PIPE,
             text=True,
@@ -475,7 +476,7 @@ sys.exit(cli.main(["doctor", "."]))
 
     def test_holding_ends_with_ctrl_c_and_leaves_nothing(self, sandbox: Sandbox) -> None:
         hold = subprocess.Popen(
-            [sys.executable, "-m", "speval", "doctor", "--hold", "."],
+            [*PYTHON, "-m", "speval", "doctor", "--hold", "."],
             cwd=sandbox.path,
             stdout=subprocess.PIPE,
             text=True,
@@ -491,7 +492,7 @@ class TestRun:
     def start(self, sandbox: Sandbox, code: str, *words: str) -> subprocess.Popen[str]:
         (sandbox.path / "script.py").write_text("import os, signal, sys, time\nfrom speval import *\n" + code)
         run = subprocess.Popen(
-            [sys.executable, "-m", "speval", "run", *words],
+            [*PYTHON, "-m", "speval", "run", *words],
             cwd=sandbox.path,
             env={k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")},
             stdin=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 
 import pytest
+from conftest import PYTHON
 
 from speval import load_evals
 
@@ -20,7 +21,7 @@ LIMIT = 120.0  # seconds, reached only when something is broken
 def start(folder: pathlib.Path, name: str, *args: str) -> subprocess.Popen[str]:
     """Start an example whose databases are in `folder`."""
     return subprocess.Popen(
-        [sys.executable, str(EXAMPLES / name), *args],
+        [*PYTHON, str(EXAMPLES / name), *args],
         env={**os.environ, "TMPDIR": str(folder)},
         cwd=folder,
         stdin=subprocess.DEVNULL,

@@ -37,7 +37,7 @@ def imports(name: str) -> list[tuple[str, str, bool]]:
 def _imports(file: pathlib.Path) -> Iterator[tuple[str, str, bool]]:
     """Yield module and name of what a module imports, and whether it does so inside a function."""
     tree = ast.parse(file.read_text())
-    outside = {node for body in tree.body if isinstance(body, ast.Try) for node in ast.walk(body)}
+    outside = {node for body in tree.body if isinstance(body, (ast.Try, ast.If)) for node in ast.walk(body)}
     outside.update(tree.body)
     for node in ast.walk(tree):
         inside = node not in outside

@@ -59,15 +59,15 @@ class Checkout:
                 (self.path / name).write_text(block)
         for folder in "tmp", "bin":
             (path / folder).mkdir()
-        for name in "python", "python3":
-            (path / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        (path / "bin" / "speval").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m speval "$@"\n')
-        for script in (path / "bin").iterdir():
+        for name, module in ("python", ""), ("python3", ""), ("speval", "-m speval"):
+            script = path / "bin" / name
+            start = f'PYTHONPATH="{self.path}" exec "{sys.executable}" -S'  # it has speval, and nothing else
+            script.write_text(f'#!/bin/sh\n{start} {module} "$@"\n')
             script.chmod(0o755)
         self.env = {**os.environ, "PATH": f"{path}/bin:{os.environ['PATH']}", "TMPDIR": f"{path}/tmp"}
         self.env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
-        for name in [name for name in self.env if name.startswith("COVERAGE_")]:
-            del self.env[name]  # whose warnings nobody shows
+        for name in [name for name in self.env if name.startswith(("COVERAGE_", "PYTHONPATH"))]:
+            del self.env[name]  # coverage's warnings nobody shows
 
     def run(self, line: str) -> str:
         """Run a line in a shell; return what is seen on the terminal."""
