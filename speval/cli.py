@@ -26,7 +26,7 @@ from .reading import STATUSES
 from .speval import ANNOUNCE, reset_evals
 from .view.progress import Progress, Rate, bar, duration, speed
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 WATCH = 2.0  # seconds between two looks
 NARROW = 6  # a column is cut to this before others are left out
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
     try:
         _prepare_output()
-        args = _parser().parse_args(argv)
+        args = parser().parse_args(argv)
         code: int = args.command(args)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head`: there is nobody to tell
@@ -71,14 +71,15 @@ def _one_line(exc: Exception) -> str:
 
 
 @functools.cache
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return what parses a command line; the function of the command is in `command`."""
+    speval = argparse.ArgumentParser(
         prog="speval",
         description="Run a script many times at once, and look after the databases of evaluations.",
         epilog="`speval COMMAND --help` explains a command.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = speval.add_subparsers(metavar="COMMAND", required=True)
 
     def add(command: Any, example: str) -> argparse.ArgumentParser:
         name, text = command.__name__.strip("_"), " ".join(command.__doc__.split())
@@ -132,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--hold", action="store_true", help="hold a lock there, for `speval doctor` on another host to see"
     )
-    return parser
+    return speval
 
 
 def _number(text: str) -> int:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import pathlib
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -124,6 +125,14 @@ class Sandbox:
         """End an instance by a signal, and wait until it has heeded it; return what it printed."""
         instance.send_signal(how)
         return Sandbox.end(instance, -how)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the database locked in the block, longer than any instance does."""
+        with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as conn:
+            conn.execute("BEGIN EXCLUSIVE")
+            yield
+            conn.execute("ROLLBACK")
 
     @property
     def db(self) -> str:

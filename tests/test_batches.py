@@ -14,7 +14,6 @@ from conftest import Sandbox, until
 
 from speval import count_evals, load_evals, reading, speval
 from speval.pace import BATCH, BATCH_ROOM, Pace
-from speval.process import background
 
 ONE_IS_LONG = """
 def func(x):
@@ -127,27 +126,6 @@ speval(func, range(600), "evals.db", max_attempts={max_attempts})
     assert max(row["losses"] for row in rows if row["status"] == "completed") == (0 if deaths == 1 else 1)
 
 
-def test_an_evaluation_that_forks_in_a_batch_does_so_without_other_threads(sandbox: Sandbox) -> None:
-    script = """
-import warnings
-warnings.simplefilter("error")  # of a fork with several threads
-
-def func(x):
-    note(x)
-    if x % 100 == 99:
-        child = os.fork()
-        if child == 0:
-            os._exit(len(os.listdir("/proc/self/task")) - 1)
-        return os.waitpid(child, 0)[1]
-
-speval(func, range(1000), "evals.db")
-"""
-    sandbox.run(script)
-    assert sandbox.column("status") == ["completed"] * 1000
-    assert sandbox.column("result")[99::100] == [0] * 10
-    assert len(sandbox.calls()) == 1000
-
-
 def test_long_evaluations_are_claimed_one_at_a_time(tmp_path: pathlib.Path) -> None:
     def func(seconds: float) -> int:
         time.sleep(seconds)
@@ -207,34 +185,63 @@ def test_evaluations_that_outweigh_a_transaction_go_one_by_one_unless_others_que
     assert set(learned(Pace(None), *[(1.0, 0.5, 0.001)] * 15)) == {1}
 
 
-def test_who_populates_for_long_says_how_far_it_is(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(background, "LONG_WAIT", 0.001)
-    background._notices.stop()  # it would look again after 10 s
-    with pytest.raises(KeyboardInterrupt):
-        speval(interrupt, range(100_000), tmp_path / "evals.db")
-    assert "reading the evaluation space, " in caplog.text
-    assert "of 100000 evaluations so far" in caplog.text
-
-
-def interrupt(args: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def test_populating_takes_the_same_memory_for_any_number(sandbox: Sandbox) -> None:
+def test_a_worker_that_was_stopped_before_its_batch_began_asks_first(sandbox: Sandbox) -> None:
     script = """
-import resource
+import logging
 
-def func(args):
-    raise KeyboardInterrupt
+class Handler(logging.Handler):
+    def emit(self, record):
+        claimed = record.getMessage().startswith("claimed evaluation")
+        if claimed and int(record.args[0]) > 500 and not os.path.exists("stopped"):
+            open("stopped", "w").close()
+            os.kill(os.getpid(), signal.SIGSTOP)
 
-for size in (20_000, 200_000):
-    try:
-        speval(func, ({"x": i} for i in range(size)), f"{size}.db")
-    except KeyboardInterrupt:
-        note(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+if sys.argv[1] == "stop":
+    logging.getLogger("speval").addHandler(Handler())
+    logging.getLogger("speval").setLevel(logging.INFO)
+
+def func(x):
+    note(x)
+    time.sleep(0.001)
+
+speval(func, range(1000), "evals.db", timeout=1)
 """
-    sandbox.run(script)
-    small, large = map(int, sandbox.calls())
-    assert large - small < 4000  # KiB
+    stopped = sandbox.start(script, "stop")
+    until((sandbox.path / "stopped").exists)
+    sandbox.end(sandbox.start(script, "go"))
+    stopped.send_signal(signal.SIGCONT)
+    sandbox.end(stopped)
+    assert sandbox.column("losses").count(1) > 1  # it was a batch that was taken over
+    assert set(collections.Counter(sandbox.calls()).values()) == {1}
+
+
+def test_a_log_filter_that_raises_does_not_end_the_watchdog_for_good(sandbox: Sandbox) -> None:
+    script = """
+import logging
+
+class Filter(logging.Filter):
+    def filter(self, record):
+        if threading.current_thread() is not threading.main_thread() and not os.path.exists("raised"):
+            open("raised", "w").close()
+            raise RuntimeError("the log server is away")
+        return False
+
+logging.getLogger("speval").addFilter(Filter())
+
+def func(x):
+    note(x)
+    if x in (200, 201):
+        time.sleep(0.4 * (x - 200))
+        raise ValueError(x)
+    if x == 500:
+        wait_for("go")
+    time.sleep(0.001)
+
+speval(func, range(600), "evals.db")
+"""
+    instance = sandbox.start(script)
+    until(lambda: "500" in sandbox.calls())
+    until(lambda: count_evals(sandbox.db)["in_progress"] == 1)
+    assert (sandbox.path / "raised").exists()
+    sandbox.touch("go")
+    assert "the log server is away" in sandbox.end(instance)

@@ -470,7 +470,7 @@ sys.exit(cli.main(["doctor", "."]))
         table.write_text(f"/dev/sda1 / ext4 rw 0 0\nserver:/x /data {mount} 0 0\n")
         if recover is not None:
             parameter.write_text(recover)
-        found = list(doctor._lost_locks("/data/set/", str(table), str(parameter)))
+        found = list(doctor.lost_locks("/data/set/", str(table), str(parameter)))
         assert [finding.good for finding in found] == ([] if good is None else [good])
         assert all(said in finding.found for finding in found if said is not None)
 
@@ -558,7 +558,7 @@ speval(func, range(5), "evals.db")
         instance = Instance(1, ["sh", "-c", "kill -9 $$"], dict(os.environ))
         said = []
         while not instance.over:
-            instance._due = 0.0  # no pause
+            instance.due = 0.0  # no pause
             for output in instance.start():
                 output.close()
             said.append(until(lambda: instance.look(ending=False)))

@@ -223,9 +223,11 @@ def test_failures_and_latest_results_out_of_order_end_too(
 ) -> None:
     change("DROP INDEX evals_failed", "UPDATE evals SET status = 'failed'", "VACUUM")(damaged)
     whole = damaged.read_bytes()
+    live = survey.Working(1, "host", 1, 1.5, alive=True)
+    seen = survey.survey(damaged)._replace(workers=[live])
     calls = {
         "errors": lambda path: sum(1 for _ in survey.errors(path)),
-        "rate": lambda path: sum(1 for _ in survey._latest(database(path))),
+        "rate": lambda path: survey.rate(path, seen),
     }
     troubles = {}
     for seed in range(15):

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import shutil
-import sqlite3
 
 import pytest
 from conftest import Sandbox, until
@@ -50,71 +49,6 @@ def test_a_claim_survives_what_func_does(sandbox: Sandbox, deed: str) -> None:
     assert [(row["result"], row["attempt"], row["losses"]) for row in load_evals(sandbox.db)] == [(0, 1, 0)]
 
 
-@pytest.mark.parametrize(
-    ("way_out", "said"),
-    [
-        ("os._exit(1)", ""),
-        ("sys.exit(1)", ""),
-        ("return x", "func came back in a process that it forked"),
-        ("raise ValueError(x)", "func came back in a process that it forked"),
-        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
-    ],
-)
-def test_a_child_forked_by_func_is_not_the_worker(sandbox: Sandbox, way_out: str, said: str) -> None:
-    script = f"""
-def func(x):
-    note(x)
-    pid = os.fork()
-    if not pid:
-        {way_out}
-    os.waitpid(pid, 0)
-    return x + 1
-
-speval(func, range(3), "evals.db")
-"""
-    assert said in sandbox.run(script)
-    assert [(row["result"], row["attempt"]) for row in load_evals(sandbox.db)] == [(1, 1), (2, 1), (3, 1)]
-    assert sandbox.calls() == ["0", "1", "2"]
-
-
-def test_a_child_does_not_keep_a_dead_worker_alive(sandbox: Sandbox) -> None:
-    script = """
-def func(x):
-    if current_eval()["attempt"] == 1 and os.fork():
-        note(x)
-        wait_for("go")
-    elif current_eval()["attempt"] == 1:
-        wait_for("end")
-        os._exit(0)
-    return x
-
-speval(func, [0], "evals.db")
-"""
-    first = sandbox.start(script)
-    until(sandbox.calls)
-    first.kill()
-    sandbox.run(script)
-    sandbox.touch("end")
-    assert sandbox.column("losses") == [1]
-
-
-def test_func_may_use_multiprocessing(sandbox: Sandbox) -> None:
-    script = """
-import multiprocessing
-
-def square(x):
-    return x * x
-
-def func(x):
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        return pool.map(square, range(x))
-
-speval(func, range(4), "evals.db")
-"""
-    sandbox.run(script)
-    assert sandbox.column("result") == [[], [0], [0, 1], [0, 1, 4]]
-
-
 @pytest.mark.parametrize("names", [["evals.db", "evals.db"], ["one.db", "two.db"]])
 def test_threads_of_one_process_are_workers_like_any_other(sandbox: Sandbox, names: list[str]) -> None:
     script = f"""
@@ -128,64 +62,6 @@ threads = [threading.Thread(target=work, args=(name,)) for name in {names}]
 """
     assert sandbox.run(script).split() == ["50", "50"]
     assert sorted(sandbox.calls()) == sorted(f"{name} {x}" for name in set(names) for x in range(50))
-
-
-def test_forks_of_one_thread_do_not_hurt_transactions_of_another(sandbox: Sandbox) -> None:
-    script = """
-import warnings
-warnings.simplefilter("ignore")  # forks of a process with threads
-
-thread = threading.Thread(target=speval, args=(lambda x: note(x) or x, range(300), "evals.db"))
-thread.start()
-while thread.is_alive():
-    pid = os.fork()
-    if not pid:
-        try:
-            count_evals("evals.db") if os.path.getsize("evals.db") else None
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-thread.join()
-"""
-    sandbox.run("wait_for('/')\n" + script.replace("while", 'wait_for("evals.db")\nwhile'))
-    assert sandbox.column("result") == list(range(300))
-    assert sorted(map(int, sandbox.calls())) == list(range(300))  # each once, though forks end batches
-
-
-def test_speval_inside_func_on_the_same_database_is_an_error_not_a_hang(sandbox: Sandbox) -> None:
-    script = """
-def inner(x):
-    return speval(lambda y: y, [x], f"inner_{x}.db")["completed"]
-
-def func(x):
-    return speval(inner, [x], "evals.db") if x else inner(x)
-
-speval(func, [0, 1], "evals.db")
-"""
-    sandbox.run(script)
-    assert sandbox.column("status") == ["completed", "failed"]
-    assert "would wait for itself" in sandbox.column("error")[1]
-
-
-def test_nor_from_a_thread_of_func(sandbox: Sandbox) -> None:
-    script = """
-from concurrent.futures import ThreadPoolExecutor
-
-def inner(x):
-    return speval(lambda y: y, [x], f"inner_{x}.db")["completed"]
-
-def func(x):
-    with ThreadPoolExecutor() as pool:
-        if x == 0:
-            return sum(pool.map(inner, [1, 2]))
-        return list(pool.map(lambda y: speval(inner, [y], "evals.db"), [x]))
-
-speval(func, [0, 1], "evals.db")
-"""
-    sandbox.run(script)
-    assert sandbox.column("status") == ["completed", "failed"]
-    assert sandbox.column("result")[0] == 2
-    assert "would wait for itself" in sandbox.column("error")[1]
 
 
 def test_nobody_is_taken_for_dead_because_the_locks_were_deleted(sandbox: Sandbox) -> None:
@@ -412,44 +288,6 @@ def test_a_database_replaced_while_its_queue_is_long_is_not_written_to_any_more(
     assert sandbox.column("result") == [0, -1]
 
 
-def test_an_evaluation_may_fork_after_a_long_wait_without_other_threads(sandbox: Sandbox) -> None:
-    script = """
-def func(x):
-    note(len(os.listdir("/proc/self/task")))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of a fork with several threads, since Python 3.12
-        child = os.fork()
-        if child == 0:
-            os._exit(0)
-    os.waitpid(child, 0)
-    return len(os.listdir("/proc/self/task"))
-
-speval(func, [0], "evals.db")
-"""
-    sandbox.start(HOLDS_UP, "holder")
-    until(sandbox.calls)
-    instance = sandbox.start(HOLDS_UP + script)
-    assert instance.stdout is not None
-    assert "holds: for" in instance.stdout.readline()
-    sandbox.touch("go")
-    sandbox.end(instance)
-    assert sandbox.column("result") == [1]
-
-
-def test_a_database_that_somebody_else_locks_is_waited_for(sandbox: Sandbox) -> None:
-    sandbox.run('speval(lambda x: x, [0], "evals.db")')
-    conn = sqlite3.connect(sandbox.db, isolation_level=None)
-    conn.execute("BEGIN EXCLUSIVE")
-    script = "from speval.process import background\nbackground.LONG_WAIT = 0.05\n"
-    instance = sandbox.start(script + 'speval(lambda x: x, [0, 1], "evals.db")')
-    assert instance.stdout is not None
-    assert "keeps the database locked" in instance.stdout.readline()
-    conn.execute("COMMIT")
-    conn.close()
-    sandbox.end(instance)
-    assert sandbox.column("result") == [0, 1]
-
-
 @pytest.mark.parametrize(
     ("mount", "network", "option"),
     [
@@ -522,50 +360,3 @@ def test_where_there_are_no_locks_everybody_says_so(sandbox: Sandbox, call: str)
     shutil.copy(sandbox.db, sandbox.path / "copy.db")
     instance = sandbox.start(NO_LOCKS + call, measured=False)
     assert "NotWritable: there are no locks on" in sandbox.end(instance, 1)
-
-
-def test_databases_that_are_used_no_more_hold_up_no_fork(sandbox: Sandbox) -> None:
-    """Each fork asks all that are known: two levels of search use one for each evaluation."""
-    script = """
-import gc
-from speval.database import locks
-from speval.process import forks
-
-def func(x):
-    return speval(abs, [x], f"{x}.db")["completed"]
-
-speval(func, range(20), "evals.db")
-gc.collect()
-print(len(locks._all), len(forks._used), len(os.listdir("/proc/self/fd")) < 10)
-"""
-    assert sandbox.run(script) == "0 0 True\n"
-
-
-def test_a_second_name_for_the_file_is_refused(sandbox: Sandbox) -> None:
-    sandbox.run('speval(lambda x: x, [0], "evals.db")')
-    os.link(sandbox.db, sandbox.path / "other.db")
-    script = 'speval(lambda x: x, [0, 1], "other.db")'
-    assert "has a second name, a hard link" in sandbox.end(sandbox.start(script), 1)
-
-
-def test_an_interrupt_during_a_fork_is_neither_lost_nor_harmful(sandbox: Sandbox) -> None:
-    script = """
-def func(x):
-    signal.setitimer(signal.ITIMER_REAL, 0.00001 + x * 0.000002)
-    for _ in range(20):
-        pid = os.fork()
-        if not pid:
-            files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
-            os._exit(any(file.endswith("-lock") for file in files))
-        assert os.waitpid(pid, 0)[1] == 0
-    wait_for("never")  # if it came in the middle of a fork, it comes again
-
-signal.signal(signal.SIGALRM, lambda *args: os.kill(os.getpid(), signal.SIGINT))
-for x in range(100):
-    try:
-        speval(func, {x: x}, f"{x}.db")
-    except KeyboardInterrupt:
-        print("interrupted")
-"""
-    output = sandbox.end(sandbox.start(script, measured=False)).splitlines()  # and warnings of forks
-    assert output.count("interrupted") == 100

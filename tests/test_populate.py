@@ -195,3 +195,47 @@ def test_two_extensions_at_once_are_both_there(sandbox: Sandbox) -> None:
     for instance in instances:
         sandbox.end(instance)
     assert sorted(sandbox.column("name")) == list("abcdefg")
+
+
+def test_who_populates_for_long_says_how_far_it_is(sandbox: Sandbox) -> None:
+    script = """
+from speval.process import background
+background.LONG_WAIT = 0.001
+speval(lambda x: os._exit(0), range(100_000), "evals.db")
+"""
+    said = sandbox.run(script)
+    assert "reading the evaluation space, " in said
+    assert "of 100000 evaluations so far" in said
+
+
+def test_populating_takes_the_same_memory_for_any_number(sandbox: Sandbox) -> None:
+    script = """
+import resource
+
+def func(args):
+    raise KeyboardInterrupt
+
+for size in (20_000, 200_000):
+    try:
+        speval(func, ({"x": i} for i in range(size)), f"{size}.db")
+    except KeyboardInterrupt:
+        note(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    sandbox.run(script)
+    small, large = map(int, sandbox.calls())
+    assert large - small < 4000  # KiB
+
+
+def test_nothing_is_left_when_speval_returns_though_others_extend_the_space(sandbox: Sandbox) -> None:
+    script = """
+import random
+size = 10
+for _ in range(50):
+    size = max(size, sum(count_evals("evals.db").values()) if os.path.exists("evals.db") else 0)
+    size += random.choice([0, 1, 5])
+    counts = speval(lambda x: x, range(size), "evals.db")
+    assert counts["pending"] == counts["in_progress"] == 0, counts
+"""
+    for instance in [sandbox.start(script) for _ in range(3)]:
+        sandbox.end(instance)
+    assert sandbox.column("result") == list(range(sum(count_evals(sandbox.db).values())))

@@ -152,7 +152,7 @@ def test_every_public_name_is_explained_with_its_arguments(name: str) -> None:
 
 
 def parsers() -> list[argparse.ArgumentParser]:
-    (commands,) = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    (commands,) = [a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)]
     return list(commands.choices.values())
 
 

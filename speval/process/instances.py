@@ -93,6 +93,8 @@ class Instance:
         From 1; it stands before what the instance writes.
     over, good : bool
         It has ended for good; and with 0.
+    due : float
+        When it is started, by the monotonic clock, s.
     """
 
     def __init__(self, number: int, command: Sequence[str], env: dict[str, str]) -> None:
@@ -101,12 +103,12 @@ class Instance:
         self._command = command
         self._env = env
         self._process: subprocess.Popen[bytes] | None = None
-        self._due = 0.0  # when it is started
+        self.due = 0.0
         self._kills = 0  # in a row, each within HEALTHY seconds
 
     def start(self) -> list[Output]:
         """Start it if it is time; return what it writes."""
-        if self.over or self._process is not None or time.monotonic() < self._due:
+        if self.over or self._process is not None or time.monotonic() < self.due:
             return []
         self._began = time.monotonic()
         self._process = subprocess.Popen(
@@ -136,7 +138,7 @@ class Instance:
             self.over = True
             return f"{how}, for the {self._kills}th time in a row: it is not started again"
         pause = 0.0 if healthy else min(2.0 ** (self._kills - 1), HEALTHY)
-        self._due = time.monotonic() + pause
+        self.due = time.monotonic() + pause
         return f"{how}: it is started again{f' in {pause:.0f} s' if pause else ''}"
 
     def end(self, signum: int) -> None:

@@ -20,7 +20,7 @@ from ..process.background import notice
 from ..process.machine import host, mount_of, process
 from ..process.signals import Signals
 
-__all__ = ["Finding", "examine", "hold"]
+__all__ = ["Finding", "examine", "hold", "lost_locks"]
 
 WORKER = 12345  # the id whose byte is locked; a real worker's is random
 HELD = ".speval-doctor"  # beside it, "-lock", is what is locked; it counts as long as somebody holds
@@ -55,7 +55,7 @@ def examine(path: str) -> Iterator[Finding]:
     yield Finding("Python", True, f"{sys.version.split()[0]} on {host()}")
     yield Finding("SQLite", sqlite3.sqlite_version_info >= (3, 26), sqlite3.sqlite_version)
     yield _mounted(folder)
-    yield from _lost_locks(os.path.join(folder, ""))
+    yield from lost_locks(os.path.join(folder, ""))
     free = shutil.disk_usage(folder).free
     yield Finding("space left", free >= LITTLE, f"{free / 1e9:.1f} GB")
     if os.access(folder, os.W_OK | os.X_OK):
@@ -98,7 +98,7 @@ RECOVERED = (
 )
 
 
-def _lost_locks(path: str, table: str = "/proc/self/mounts", recover: str = RECOVER) -> Iterator[Finding]:
+def lost_locks(path: str, table: str = "/proc/self/mounts", recover: str = RECOVER) -> Iterator[Finding]:
     """Say what may take the locks of the living on NFS, and keep those of the dead."""
     mount = mount_of(path, table)
     if not mount.kind.startswith("nfs"):
