@@ -362,6 +362,20 @@ speval(func, range(30_000), "evals.db", n_jobs=8, max_failures=None)
 
 
 class TestDoctor:
+    @staticmethod
+    def hold(sandbox: Sandbox) -> subprocess.Popen[str]:
+        """Start a process that holds a lock, and wait until it does."""
+        hold = subprocess.Popen(
+            [*PYTHON, "-m", "speval", "doctor", "--hold", "."],
+            cwd=sandbox.path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        sandbox.instances.append(hold)
+        until((sandbox.path / ".speval-doctor").exists)
+        until((sandbox.path / ".speval-doctor").read_text)
+        return hold
+
     def test_locks_of_two_processes_and_the_database_are_tried(self, evaluated: Sandbox) -> None:
         before = sorted(path.name for path in evaluated.path.iterdir())
         printed = command(evaluated, "doctor", "evals.db")
@@ -384,15 +398,7 @@ class TestDoctor:
         )
 
     def test_a_lock_that_is_held_elsewhere_is_seen_and_when_killed_gone(self, sandbox: Sandbox) -> None:
-        hold = subprocess.Popen(
-            [*PYTHON, "-m", "speval", "doctor", "--hold", "."],
-            cwd=sandbox.path,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        sandbox.instances.append(hold)
-        until((sandbox.path / ".speval-doctor").exists)
-        until((sandbox.path / ".speval-doctor").read_text)
+        hold = self.hold(sandbox)
         assert f"process {hold.pid} on " in command(sandbox, "doctor", ".")
         assert "somebody holds it already" in command(sandbox, "doctor", "--hold", ".", code=2)
         hold.kill()
@@ -404,15 +410,7 @@ class TestDoctor:
         self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(doctor, "PATIENCE", 0.1)
-        hold = subprocess.Popen(
-            [*PYTHON, "-m", "speval", "doctor", "--hold", "."],
-            cwd=sandbox.path,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        sandbox.instances.append(hold)
-        until((sandbox.path / ".speval-doctor").exists)
-        until((sandbox.path / ".speval-doctor").read_text)
+        hold = self.hold(sandbox)
         hold.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, hold.pid, os.WSTOPPED)
         bad = [finding.found for finding in doctor.examine(str(sandbox.path)) if not finding.good]
@@ -475,14 +473,7 @@ sys.exit(cli.main(["doctor", "."]))
         assert all(said in finding.found for finding in found if said is not None)
 
     def test_holding_ends_with_ctrl_c_and_leaves_nothing(self, sandbox: Sandbox) -> None:
-        hold = subprocess.Popen(
-            [*PYTHON, "-m", "speval", "doctor", "--hold", "."],
-            cwd=sandbox.path,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        sandbox.instances.append(hold)
-        until((sandbox.path / ".speval-doctor").exists)
+        hold = self.hold(sandbox)
         hold.send_signal(signal.SIGINT)
         sandbox.end(hold, -signal.SIGINT)
         assert list(sandbox.path.iterdir()) == []

@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import Sandbox, is_locked, state, until
+from conftest import LIMIT, Sandbox, is_locked, state, until
 
 from speval import count_evals, load_evals
 
@@ -173,15 +173,11 @@ print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 def test_a_second_interrupt_does_not_wait_for_a_locked_database(sandbox: Sandbox) -> None:
     instance = sandbox.start(WAITS)
     until(sandbox.calls)
-    conn = sqlite3.connect(sandbox.db, isolation_level=None)
-    conn.execute("BEGIN EXCLUSIVE")
-    instance.send_signal(signal.SIGINT)
-    # It is on its way out, waiting for the database, once the default action is back.
-    until(lambda: not _catches(instance.pid, signal.SIGINT))
-    instance.send_signal(signal.SIGINT)
-    sandbox.end(instance, -signal.SIGINT)
-    conn.execute("COMMIT")
-    conn.close()
+    with sandbox.locked():
+        instance.send_signal(signal.SIGINT)
+        # It is on its way out, waiting for the database, once the default action is back.
+        until(lambda: not _catches(instance.pid, signal.SIGINT))
+        sandbox.end_by(instance, signal.SIGINT)
     assert sandbox.column("status") == ["in_progress", "pending"]
 
 
@@ -216,15 +212,12 @@ speval(func, range(2), "evals.db", max_failures=1)
 """
     instance = sandbox.start(script)
     until(sandbox.calls)
-    conn = sqlite3.connect(sandbox.db, isolation_level=None)
-    conn.execute("BEGIN EXCLUSIVE")
-    sandbox.touch("go")
-    until(lambda: is_locked(sandbox.db + "-lock", 0))
-    instance.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        instance.wait(0.2)
-    conn.execute("COMMIT")
-    conn.close()
+    with sandbox.locked():
+        sandbox.touch("go")
+        until(lambda: is_locked(sandbox.db + "-lock", 0))
+        instance.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            instance.wait(0.2)
     sandbox.end(instance, -signal.SIGTERM)
     assert sandbox.column("status") == ["failed", "pending"]
 
@@ -257,8 +250,6 @@ def _catches(pid: int, signum: int) -> bool:
 
 def test_a_second_interrupt_gets_a_reader_out_of_waiting(sandbox: Sandbox) -> None:
     sandbox.run('speval(abs, [0], "evals.db")')
-    conn = sqlite3.connect(sandbox.db, isolation_level=None)
-    conn.execute("BEGIN EXCLUSIVE")
     script = """
 try:
     note("start")
@@ -266,14 +257,13 @@ try:
 except KeyboardInterrupt:
     note("interrupted")
 """
-    instance = sandbox.start(script)
-    until(sandbox.calls)
-    end = time.monotonic() + 60
-    while "interrupted" not in sandbox.calls() and instance.poll() is None and time.monotonic() < end:
-        instance.send_signal(signal.SIGINT)
-        time.sleep(0.05)
-    conn.execute("COMMIT")
-    conn.close()
+    with sandbox.locked():
+        instance = sandbox.start(script)
+        until(sandbox.calls)
+        end = time.monotonic() + LIMIT
+        while "interrupted" not in sandbox.calls() and instance.poll() is None and time.monotonic() < end:
+            instance.send_signal(signal.SIGINT)
+            time.sleep(0.05)
     sandbox.end(instance)
     assert sandbox.calls() == ["start", "interrupted"]
 

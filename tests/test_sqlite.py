@@ -9,7 +9,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -51,17 +50,18 @@ speval(func, range(1000), "evals.db")
 
 
 CRASHES = """
+import sqlite3
 conn = sqlite3.connect("evals.db", isolation_level=None)
 conn.execute("PRAGMA cache_size = 1")
 conn.execute("BEGIN")
-conn.execute("UPDATE evals SET result = hex(zeroblob(5000))")
+conn.execute("UPDATE evals SET result = hex(zeroblob(50000))")
 os._exit(0)
 """
 
 
 def test_a_glance_leaves_a_journal_alone_that_may_be_of_somebody_at_work(sandbox: Sandbox) -> None:
     sandbox.run('speval(lambda x: x, range(100), "evals.db")')
-    sandbox.run("import sqlite3\n" + CRASHES)
+    sandbox.run(CRASHES)
     files = [sandbox.path / name for name in ("evals.db", "evals.db-journal")]
     before = [file.read_bytes() for file in files]
     with pytest.raises(SpevalError):
@@ -384,15 +384,7 @@ def test_a_reader_without_permission_is_told_why_he_cannot_read_after_a_crash(
     sandbox: Sandbox, small_disk: pathlib.Path
 ) -> None:
     speval(abs, range(3), small_disk / "evals.db")
-    crash = """
-import os, sqlite3
-conn = sqlite3.connect("disk/evals.db", isolation_level=None)
-conn.execute("PRAGMA cache_size = 1")
-conn.execute("BEGIN")
-conn.execute("UPDATE evals SET result = hex(zeroblob(50000))")
-os._exit(0)
-"""
-    subprocess.run([sys.executable, "-c", crash], cwd=sandbox.path, check=True, timeout=60)
+    sandbox.run('os.chdir("disk")\n' + CRASHES)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(SpevalError, match="after a worker was killed in the middle"):
         load_evals(small_disk / "evals.db")
