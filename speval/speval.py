@@ -540,12 +540,7 @@ class Worker:
             if room:
                 self._claimed = self._clock(), time.time()
                 self._cost = waiting, self._claimed[0] - began - waiting
-        for line in said:
-            log.warning("%s", line)
-        self._log_finished(outcomes, stored)
-        if log.isEnabledFor(logging.INFO):
-            for taken in claims:
-                log.info("claimed evaluation %s, attempt %s", taken.name, taken.attempt)
+        self._say(said, outcomes, stored, claims)
         return len(claims)
 
     def _unstarted(self) -> list[Claim]:
@@ -583,9 +578,7 @@ class Worker:
                 kept = cut(result or error or "", MAX_ERROR)
                 log.error("not stored: evaluation %s: %s", visible(claim.name), kept)
             return None
-        for line in said:
-            log.warning("%s", line)
-        self._log_finished(self.done, stored)
+        self._say(said, self.done, stored, [])
         return counts
 
     def _give_up_claims(self, conn: Connection) -> list[str]:
@@ -649,8 +642,13 @@ class Worker:
             for name, started, host, pid in rows
         )
 
-    def _log_finished(self, outcomes: list[Outcome], stored: list[bool]) -> None:
+    def _say(
+        self, reclaimed: list[str], outcomes: list[Outcome], stored: list[bool], claims: list[Claim]
+    ) -> None:
+        """Log what a transaction has done."""
         told = log.isEnabledFor(logging.INFO)
+        for line in reclaimed:
+            log.warning("%s", line)
         for (claim, _, error, started, ended), accepted in zip(outcomes, stored):
             if not accepted:
                 log.warning(
@@ -660,6 +658,8 @@ class Worker:
                 log.warning("evaluation %s failed: %s", visible(claim.name), last_line(error))
             elif told:
                 log.info("completed evaluation %s in %.3g s", claim.name, ended - started)
+        for claim in claims if told else ():
+            log.info("claimed evaluation %s, attempt %s", claim.name, claim.attempt)
 
 
 def _func_name(func: Callable[[Any], Any]) -> str:
@@ -777,11 +777,10 @@ def speval(
                 _in_processes(work, n_jobs, timeout, show)
                 counts = count_evals(db)
     if counts["failed"]:
+        name = os.fsdecode(evals_fname) if isinstance(evals_fname, (str, bytes, os.PathLike)) else db.path
         log.warning(
             "%d of %d evaluations failed: load_evals(%r, 'failed') says why, reset_evals() tries again",
-            counts["failed"],
-            sum(counts.values()),
-            os.fsdecode(evals_fname) if isinstance(evals_fname, (str, bytes, os.PathLike)) else db.path,
+            *(counts["failed"], sum(counts.values()), name),
         )
     return counts
 

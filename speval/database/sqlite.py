@@ -34,6 +34,19 @@ MESSAGES = {
     "file is not a database": SQLITE_NOTADB,
 }
 
+CANNOT_OPEN = (
+    "{path} cannot be opened ({exc}): that needs write permission for the file and its directory, also to"
+    " read it after a worker was killed in the middle of a transaction; and a file descriptor"
+)
+CANNOT_WRITE = "{path} cannot be written ({exc}): is the disk full, or a quota?"
+PASSING = {
+    SQLITE_BUSY: "{path} is locked by another process just now",
+    SQLITE_READONLY: CANNOT_OPEN,
+    SQLITE_CANTOPEN: CANNOT_OPEN,
+    SQLITE_FULL: CANNOT_WRITE,
+    SQLITE_IOERR: CANNOT_WRITE,
+}
+
 
 def _code(exc: Exception) -> int:
     """Return the primary result code of SQLite, 1 (SQLITE_ERROR) if there is none."""
@@ -148,7 +161,25 @@ class Sqlite:
                 time.sleep(0.01)
 
     def _explained(self, exc: Exception, counted: bool) -> SpevalError:
-        code = _code(exc)
+        code, found = _code(exc), self._found(exc)
+        if found is not None:
+            return found
+        if code in PASSING:
+            return NotWritable(PASSING[code].format(path=self.path, exc=exc))
+        if code == SQLITE_NOTADB:
+            return SpevalError(f"{self.path} is not a database: name another file")
+        self._doubts += counted
+        if self.locks.shared and self._doubts <= DOUBTS:  # it may have read what others were writing
+            return NotWritable(f"{self.path} looks damaged ({message(exc)}): has its server lost our locks?")
+        if code == SQLITE_CORRUPT:
+            return SpevalError(
+                f"{self.path} is damaged ({exc}): when no instance runs, `sqlite3 {self.path} .recover` saves"
+                " what can be read"
+            )
+        return SpevalError(f"{self.path} is not as speval made it ({message(exc)})")
+
+    def _found(self, exc: Exception) -> SpevalError | None:
+        """Return what is wrong at the path of the database; None if there is a file."""
         try:
             found = os.stat(self.path)
         except FileNotFoundError:
@@ -159,27 +190,7 @@ class Sqlite:
             return NotWritable(f"{self.path} cannot be reached ({reason})")
         if stat.S_ISDIR(found.st_mode):
             return SpevalError(f"{self.path} is a directory, not a database")
-        if code in (SQLITE_READONLY, SQLITE_CANTOPEN):
-            return NotWritable(
-                f"{self.path} cannot be opened ({exc}): that needs write permission for the file and its"
-                " directory, also to read it after a worker was killed in the middle of a transaction;"
-                " and a file descriptor"
-            )
-        if code in (SQLITE_FULL, SQLITE_IOERR):
-            return NotWritable(f"{self.path} cannot be written ({exc}): is the disk full, or a quota?")
-        if code == SQLITE_NOTADB:
-            return SpevalError(f"{self.path} is not a database: name another file")
-        if code == SQLITE_BUSY:
-            return NotWritable(f"{self.path} is locked by another process just now")
-        self._doubts += counted
-        if self.locks.shared and self._doubts <= DOUBTS:  # it may have read what others were writing
-            return NotWritable(f"{self.path} looks damaged ({message(exc)}): has its server lost our locks?")
-        if code == SQLITE_CORRUPT:
-            return SpevalError(
-                f"{self.path} is damaged ({exc}): when no instance runs, `sqlite3 {self.path} .recover` saves"
-                " what can be read"
-            )
-        return SpevalError(f"{self.path} is not as speval made it ({message(exc)})")
+        return None
 
 
 def _executed(conn: sqlite3.Connection, statement: str) -> bool:
