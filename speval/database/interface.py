@@ -105,4 +105,4 @@ class Database(Protocol):
         """Tell whether the tables are those of today; `SpevalError` if they are of something else."""
 
 
-Name = Union[str, "os.PathLike[str]", Database]
+Name = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]", Database]

@@ -60,7 +60,7 @@ class Sqlite:
     But for that of a watchdog, which works only where `Locks.are_sure`.
     """
 
-    def __init__(self, fname: str | os.PathLike[str]) -> None:
+    def __init__(self, fname: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
         name = os.fsdecode(fname)
         if not name:
             raise ValueError("the file name of the database is empty")
