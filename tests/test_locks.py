@@ -1,8 +1,10 @@
 """What `func` and others may do to files, descriptors, threads and processes without any harm."""
 
+import fcntl
 import os
 import pathlib
 import shutil
+import struct
 
 import pytest
 from conftest import Sandbox, until
@@ -247,6 +249,25 @@ def test_a_worker_whose_lock_was_lost_takes_it_again_with_its_next_transaction(s
         sandbox.touch(f"go {x}")
     sandbox.end(loses)
     assert sandbox.column("losses") == [0] * 5
+
+
+def test_a_byte_that_a_server_keeps_from_its_worker_holds_nobody_up(sandbox: Sandbox) -> None:
+    """As one does that did not hear of an unlock, after a restart of its own."""
+    script = """
+from speval.database import locks
+from speval.process.machine import Mount
+locks.mount_of = lambda path: Mount("nfs", [])
+locks.TRIES = 2
+speval(lambda x: x, range(3), "evals.db")
+"""
+    with open(sandbox.db + "-lock", "wb") as file:
+        file.write(b"locks")
+        file.flush()
+        fcntl.fcntl(
+            file, fcntl.F_OFD_SETLK, struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 1, 1 << 59, 0)
+        )
+        sandbox.run(script)
+    assert sandbox.column("result") == [0, 1, 2]
 
 
 HOLDS_UP = """

@@ -34,6 +34,7 @@ HOLDER, MADE = 128, 256  # offsets in that file: who holds the queue, when it wa
 # again would be back before the one that was woken meanwhile: so he passes a turnstile, where that one is.
 QUEUE, TURNSTILE = 0, 1 << 60
 SETTLE = 10.0  # seconds in which the workers take their bytes of a new file again
+TRIES = 100  # to take a byte, a millisecond apart
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -161,8 +162,15 @@ class Locks:
                 ) from exc
 
     def _take_bytes(self) -> None:
+        """Take the bytes of our workers. One that somebody has counts as well: so nobody is waited for.
+
+        That is who tries it, for a moment, or a server that did not hear of an unlock.
+        """
         for worker in self._workers if self._fd >= 0 else ():
-            self._lock(1 + worker, wait=True)
+            for _ in range(TRIES):
+                if self._lock(1 + worker):
+                    break
+                time.sleep(0.001)
 
     def make_sure(self) -> None:
         """Take the bytes of our workers again, where they may have been lost.
