@@ -16,6 +16,8 @@ class SpaceMismatch(SpevalError):
 
     Attributes
     ----------
+    path : str
+        The database.
     name : str
         Name of the first evaluation that differs.
     stored, given : object
@@ -29,7 +31,10 @@ class SpaceMismatch(SpevalError):
             " seed the random generator, sort what came from a set or from os.listdir, name the"
             " evaluations with a dict, or use another file for another space."
         )
-        self.name, self.stored, self.given = name, stored, given
+        self.path, self.name, self.stored, self.given = path, name, stored, given
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.path, self.name, self.stored, self.given)
 
 
 class NotWritable(SpevalError):

@@ -601,6 +601,12 @@ speval(func, range(9), "evals.db", n_jobs={n_jobs})
         sandbox.end(run, -signum)
         assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 9
 
+    def test_without_a_stderr_it_runs_all_the_same(self, sandbox: Sandbox) -> None:
+        (sandbox.path / "script.py").write_text("from speval import *\nspeval(abs, [-1], 'evals.db')\n")
+        line = f"{shlex.join(PYTHON)} -m speval run -n 1 script.py 2>&-"
+        subprocess.run(["bash", "-c", line], cwd=sandbox.path, timeout=LIMIT, check=True)
+        assert sandbox.column("result") == [1]
+
     def test_instances_do_not_outlive_it(self, sandbox: Sandbox) -> None:
         code = """
 def func(x):

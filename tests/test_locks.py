@@ -1,9 +1,11 @@
 """What `func` and others may do to files, descriptors, threads and processes without any harm."""
 
+import contextlib
 import fcntl
 import os
 import pathlib
 import shutil
+import sqlite3
 import struct
 
 import pytest
@@ -268,6 +270,36 @@ speval(lambda x: x, range(3), "evals.db")
         )
         sandbox.run(script)
     assert sandbox.column("result") == [0, 1, 2]
+
+
+def test_two_that_are_in_a_transaction_at_once_do_not_wait_for_each_other_for_ever(sandbox: Sandbox) -> None:
+    """As after a server has lost their locks: one of them has to give way."""
+    script = """
+from speval.database import locks, sqlite
+from speval.process.machine import Mount
+locks.mount_of = lambda path: Mount("nfs", [])
+sqlite.GIVE_UP = 0.1
+
+def func(x):
+    note(x)
+    wait_for("read")
+
+speval(func, range(2), "evals.db")
+"""
+    instance = sandbox.start(script)
+    until(sandbox.calls)
+    with contextlib.closing(sqlite3.connect(sandbox.db, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM evals").fetchall()
+        sandbox.touch("read")
+        assert instance.stdout is not None
+        line = instance.stdout.readline()
+        other.execute("UPDATE evals SET updated = 0.0 WHERE id < 0")  # the other has given up what it had
+        other.execute("COMMIT")
+    assert "is locked by another process just now (1 finished evaluations are kept in memory" in line
+    sandbox.end(instance)
+    assert sandbox.column("status") == ["completed"] * 2
+    assert sandbox.calls() == ["0", "1"]
 
 
 HOLDS_UP = """

@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import pickle
 import random
 import sqlite3
 from collections.abc import Iterator
@@ -69,6 +70,12 @@ def test_another_space_is_refused_and_nothing_is_added(db: pathlib.Path) -> None
         speval(abs, [-1, 5, 7], db)
     assert (caught.value.name, caught.value.stored, caught.value.given) == ("1", -2, 5)
     assert [row["args"] for row in load_evals(db)] == [-1, -2]
+
+
+def test_that_another_space_is_refused_comes_out_of_a_pool_of_processes_too() -> None:
+    mismatch = pickle.loads(pickle.dumps(SpaceMismatch("evals.db", "a", 1, [2])))
+    assert (mismatch.name, mismatch.stored, mismatch.given) == ("a", 1, [2])
+    assert "evaluation 'a' of evals.db" in str(mismatch)
 
 
 def test_the_order_of_keys_is_no_difference_but_a_type_is(db: pathlib.Path) -> None:

@@ -69,7 +69,6 @@ class Locks:
         self._workers: set[int] = set()
         self._reserve: list[int] = []  # descriptors, of the file `_reserved`
         self._reserved: tuple[int, int] | None = None
-        self._me = _me()
         self._fd = -1
         self._identity: tuple[int, int] | None = None
         self._settled = -float("inf")  # from then on (monotonic) nobody has yet to take his byte again
@@ -128,7 +127,8 @@ class Locks:
     def _close(self) -> None:
         """Close the descriptor, unless `func` closed it and the number means another file by now."""
         if self._fd >= 0 and _identity(self._fd) == self._identity:
-            os.close(self._fd)
+            with contextlib.suppress(OSError):  # of a mount over a network, whose disk is full
+                os.close(self._fd)
         self._fd, self._identity = -1, None
 
     def _is_ours(self) -> bool:
@@ -243,7 +243,7 @@ class Locks:
                 raise NotWritable(f"{self.path} cannot be locked ({exc})") from exc
             return False  # two threads on two databases get EDEADLK, and SQLite's locks do there
         with contextlib.suppress(OSError):
-            os.pwrite(self._fd, self._me, HOLDER)
+            os.pwrite(self._fd, _me(), HOLDER)
         return True
 
     def _pass(self, wait: bool) -> bool:
@@ -365,7 +365,6 @@ class Locks:
         self._close()
         self.spend_reserve()
         self._workers.clear()
-        self._me = _me()
 
 
 def _flock(kind: int, byte: int) -> bytes:

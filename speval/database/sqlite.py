@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sqlite3
 import stat
@@ -18,6 +19,7 @@ from .tables import CURRENT, format_of, prepare, show_as_current
 __all__ = ["Sqlite"]
 
 MAX_PATH = 504  # bytes; SQLite takes 512, "-journal" included
+GIVE_UP = 20.0  # seconds after which a transaction on a network mount that cannot commit is rolled back
 DOUBTS = 5  # times in a row that a database on a network mount may look damaged before it is called so
 
 # Before Python 3.11 the errors of sqlite3 have no code; the messages of sqlite3_errstr() stand in.
@@ -74,14 +76,18 @@ class Sqlite:
         self.locks = Locks.of(self.path)
 
     def exists(self) -> bool:
-        if os.path.isfile(self.path) and os.stat(self.path).st_nlink > 1:
+        try:
+            self.require()
+        except OSError:
+            return False
+        return True
+
+    def require(self) -> None:
+        found = os.stat(self.path)  # FileNotFoundError
+        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
             raise SpevalError(
                 f"{self.path} has a second name, a hard link: locks do not work so, copy the file"
             )
-        return os.path.exists(self.path)
-
-    def require(self) -> None:
-        os.stat(self.path)  # FileNotFoundError
 
     def read(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         return self._transaction("BEGIN", "rw")
@@ -156,8 +162,12 @@ class Sqlite:
         if _executed(conn, statement):
             return
         self.locks.probe()
+        # Two may be in the same transaction after a server lost their locks, and wait for each other's end.
+        gives_up = time.monotonic() + GIVE_UP if statement == "COMMIT" and self.locks.shared else math.inf
         with notice(lambda: "waiting for a process that keeps the database locked"):
             while not _executed(conn, statement):
+                if time.monotonic() > gives_up:
+                    raise NotWritable(PASSING[SQLITE_BUSY].format(path=self.path))
                 time.sleep(0.01)
 
     def _explained(self, exc: Exception, counted: bool) -> SpevalError:

@@ -128,9 +128,9 @@ def notice(message: Callable[[], str]) -> Iterator[None]:
     That stays for the next block, until there is none for some time: to start it takes 0.2 ms.
     """
     wait = Wait(message)
-    _waits.add(wait)
-    _notices.start(LONG_WAIT)
     try:
+        _waits.add(wait)
+        _notices.start(LONG_WAIT)
         yield
     finally:
         _waits.discard(wait)
