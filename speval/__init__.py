@@ -9,7 +9,7 @@ The map: each module imports only from those below it.
     speval                THE JOB: what may happen to an evaluation, the worker, the public functions
     view.progress         how far a sweep is, in one line
     process.jobs          n local processes that all do the same
-    workers               who works on a database, and who is lost
+    workers               who works on a database, and who is lost: whose claims the job reclaims then
     reading               evaluations as dicts, or counted
     pace                  how many evaluations a worker claims at once
     space                 an evaluation space as text
@@ -19,7 +19,7 @@ The map: each module imports only from those below it.
     database.tables       its tables, and those of older versions
     database.locks        its locks: the queue of transactions, and who is alive
     database.interface    what a database can do
-    process.signals       signals: held, and let through
+    process.signals       signals: held, and let through, as exceptions by which a worker leaves
     process.forks         what no fork may happen in
     process.background    threads that do something later
     process.machine       the machine, its CPUs and mounts, and what it knows of this process

@@ -8,7 +8,7 @@ evaluates them and stores the results, until nothing is left::
          ^   ^                 |  |      fail
          |   |_____release_____|  |-------------> failed        func raised, or lost max_attempts times
          |_________reclaim________|                 |
-         |______________________reset_______________|           (also from completed)
+         |______________________reset_______________|           (also from completed, in_progress)
 
 Every claim has a number, its *attempt*, which only grows: it is the token by which a worker that was
 presumed dead is told from the one that holds the evaluation now.

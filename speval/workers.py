@@ -56,15 +56,11 @@ class Loss(NamedTuple):
 
 def check_in(db: Database, conn: Connection, worker: int, joined: bool) -> None:
     """Enter a worker, once; after that it has to be there, or the database is another one."""
-    if not joined and db.is_prepared(conn):
+    prepared = db.is_prepared(conn)
+    if prepared and not joined:
         conn.execute(JOIN, {"worker": worker, "host": host(), "pid": os.getpid(), "now": time.time()})
         return
-    try:
-        found = conn.execute(LOOKUP_WORKER, {"worker": worker}).fetchall()
-    except (conn.OperationalError, conn.ProgrammingError):  # no such table
-        if db.is_prepared(conn):
-            raise
-        found = []
+    found = conn.execute(LOOKUP_WORKER, {"worker": worker}).fetchall() if prepared else []
     if not found:
         raise SpevalError(f"{db.path} was replaced while it was in use: start again")
     if found[0][0] is not None:  # somebody took us for dead

@@ -139,6 +139,22 @@ speval(func, range(20), "evals.db", n_jobs=2)
         sandbox.run(script)
         assert sandbox.column("result") == list(range(20))
 
+    def test_nor_is_anything_written_to_what_it_opens_instead(self, sandbox: Sandbox) -> None:
+        script = """
+kept = []
+
+def func(x):
+    os.closerange(3, 400)
+    kept.extend(open(f"{os.getpid()} {x} {n}", "wb") for n in range(20))
+    return x
+
+speval(func, range(4), "evals.db", n_jobs=2)
+"""
+        sandbox.run(script)
+        written = [path.stat().st_size for path in sandbox.path.glob("* * *")]
+        assert len(written) >= 40
+        assert not any(written)
+
     @pytest.mark.parametrize(
         "outlives",
         [

@@ -184,6 +184,7 @@ def test_a_second_name_for_the_file_is_refused(sandbox: Sandbox) -> None:
         'speval(lambda x: x, [0, 1], "other.db")',
         'reset_evals("other.db")',
         'load_evals("other.db")',
+        'from speval.cli import main\nsys.exit(main(["doctor", "other.db"]))',
     ):
         assert "has a second name, a hard link" in sandbox.end(sandbox.start(call), 1)
 

@@ -27,8 +27,6 @@ class Connection(Protocol):
     """
 
     DatabaseError: type[Exception]
-    OperationalError: type[Exception]
-    ProgrammingError: type[Exception]
 
     def execute(self, statement: str, facts: Any = ..., /) -> Cursor: ...
     def executemany(self, statement: str, rows: Iterable[Sequence[Any]], /) -> Cursor: ...
@@ -84,7 +82,7 @@ class Database(Protocol):
         """Tell whether there is something; `SpevalError` if that cannot be used."""
 
     def require(self) -> None:
-        """Raise `FileNotFoundError` if there is nothing."""
+        """Raise `FileNotFoundError` if there is nothing, `SpevalError` if that cannot be used."""
 
     def read(self) -> contextlib.AbstractContextManager[Any]:
         """Open a transaction that reads."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from ..errors import NotWritable, SpevalError, visible
 from ..process.background import notice
 from ..process.forks import Section, at_gate
-from ..process.machine import mount_of, process
+from ..process.machine import identity, mount_of, process
 
 try:
     import fcntl
@@ -126,14 +126,14 @@ class Locks:
 
     def _close(self) -> None:
         """Close the descriptor, unless `func` closed it and the number means another file by now."""
-        if self._fd >= 0 and _identity(self._fd) == self._identity:
+        if self._fd >= 0 and identity(self._fd) == self._identity:
             with contextlib.suppress(OSError):  # of a mount over a network, whose disk is full
                 os.close(self._fd)
         self._fd, self._identity = -1, None
 
     def _is_ours(self) -> bool:
         """Tell whether what we have open is the file at its path: somebody may have deleted it."""
-        if self._fd < 0 or _identity(self._fd) != self._identity:
+        if self._fd < 0 or identity(self._fd) != self._identity:
             return False
         try:
             found = os.lstat(self.path)
@@ -274,7 +274,7 @@ class Locks:
         with self._section.lock:
             self._workers.discard(worker)
             with contextlib.suppress(OSError):
-                if self._fd >= 0 and _identity(self._fd) == self._identity:
+                if self._fd >= 0 and identity(self._fd) == self._identity:
                     self._unlock(1 + worker)
             if not self._workers:
                 self._close()
@@ -287,12 +287,12 @@ class Locks:
             with contextlib.suppress(OSError):
                 self._reserve += os.pipe()  # by which nobody else's can be taken for them
                 self._reserve.append(os.dup(self._reserve[0]))
-                self._reserved = _identity(self._reserve[0])
+                self._reserved = identity(self._reserve[0])
 
     def spend_reserve(self) -> None:
         while self._reserve:
             fd = self._reserve.pop()
-            if _identity(fd) == self._reserved:  # else `func` has closed it
+            if identity(fd) == self._reserved:  # else `func` has closed it
                 os.close(fd)
 
     def is_dead(self, worker: int) -> bool:
@@ -370,14 +370,6 @@ class Locks:
 def _flock(kind: int, byte: int) -> bytes:
     """Return a ``struct flock`` of Linux for one byte of a file."""
     return struct.pack("hhqqi0q", kind, os.SEEK_SET, byte, 1, 0)
-
-
-def _identity(file: int | str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _me() -> bytes:

@@ -201,23 +201,24 @@ class Output:
 
 
 class _Forwarding:
-    """Keep the signals that come in the block, to pass them on; at its end, heed the first."""
+    """Keep the signals that come in the block, to pass them on; behind it the default stands for them."""
 
     def __init__(self) -> None:
         self.came: list[int] = []
-        self._before: dict[int, object] = {}
+        self._kept: list[int] = []
 
     def __enter__(self) -> _Forwarding:
         for signum in INTERRUPTS:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
-                self._before[signum] = signal.signal(signum, self._handle)
+                signal.signal(signum, self._handle)
+                self._kept.append(signum)
         return self
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
         self.came.append(signum)
 
     def __exit__(self, *exc_info: object) -> None:
-        for signum in self._before:
+        for signum in self._kept:
             signal.signal(signum, signal.SIG_DFL)
 
 

@@ -34,6 +34,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from ..errors import SpevalError
+from .machine import identity
 from .signals import INTERRUPTS
 
 __all__ = ["die_with_parent", "run"]
@@ -368,15 +369,16 @@ def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, level
     if "numpy.random" in sys.modules:  # as Python does with its own: else all would draw the same numbers
         sys.modules["numpy.random"].seed()
     said: bytes = pickle.dumps(None)
-    pid = os.getpid()
+    pid, ours = os.getpid(), identity(pipe.fileno())
     try:
         work(count)
     except BaseException as exc:
         if os.getpid() != pid:  # a child that it has forked, which is not ours
             raise
         said = _pickled(exc)  # the parent raises it
-    with contextlib.suppress(OSError):
-        pipe.send_bytes(said)
+    if identity(pipe.fileno()) == ours:  # else `func` has closed it, and the number may be a file of his
+        with contextlib.suppress(OSError):
+            pipe.send_bytes(said)
 
 
 def _pickled(exc: BaseException) -> bytes:

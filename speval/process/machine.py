@@ -12,7 +12,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["Mount", "cpus", "host", "mount_of", "process", "programs_ended"]
+__all__ = ["Mount", "cpus", "host", "identity", "mount_of", "process", "programs_ended"]
 
 NETWORKS = ("nfs", "cifs", "smb", "9p", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.")
 LOCAL_LOCKS = ("nolock", "local_lock=all", "local_lock=posix", "localflock")
@@ -31,6 +31,15 @@ def process() -> str:
 def programs_ended() -> int:
     """Return a number that changes when a child of this process has ended and was waited for."""
     return 0 if resource is None else resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+
+
+def identity(fd: int) -> tuple[int, int] | None:
+    """Return what tells the file of a descriptor from all others; None if it is not open."""
+    try:
+        found = os.stat(fd)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def cpus() -> int:

@@ -264,6 +264,7 @@ def _database(path: str) -> Iterator[Finding]:
     """Check a copy of a database, which takes long: so nobody waits for that."""
     db = Sqlite(path)
     try:
+        db.require()
         with Signals(), db.read() as conn:
             current = db.is_prepared(conn)
     except SpevalError as exc:
