@@ -181,6 +181,30 @@ def test_a_second_interrupt_does_not_wait_for_a_locked_database(sandbox: Sandbox
     assert sandbox.column("status") == ["in_progress", "pending"]
 
 
+def test_ctrl_c_and_what_a_supervisor_sends_after_it_are_one_interrupt_also_if_both_are_held(
+    sandbox: Sandbox,
+) -> None:
+    """On two levels: the second would kill the processes that give their evaluations back."""
+    script = """
+from speval.process.signals import Signals
+
+def func():
+    with Signals() as inner:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            inner.let_through(time.sleep, 0)
+        except BaseException as exc:
+            note(type(exc).__name__)
+        note(inner.let_through(str, "goes on"))
+
+with Signals() as outer:
+    outer.let_through(func)
+"""
+    sandbox.end(sandbox.start(script))
+    assert sandbox.calls() == ["KeyboardInterrupt", "goes on"]
+
+
 def test_what_ends_the_process_does_so_though_ctrl_c_comes_after_it(sandbox: Sandbox) -> None:
     script = """
 def func(x):

@@ -135,7 +135,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         try:
             while self._held:
                 self._came = None
-                signal.raise_signal(self._held.pop())
+                signal.raise_signal(self._held.pop(0))  # as they came: Ctrl-C behind another is a second
             return func(*args)
         finally:
             self._now = HOLDING
