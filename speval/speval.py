@@ -11,7 +11,8 @@ evaluates them and stores the results, until nothing is left::
          |______________________reset_______________|           (also from completed, in_progress)
 
 Every claim has a number, its *attempt*, which only grows: it is the token by which a worker that was
-presumed dead is told from the one that holds the evaluation now.
+presumed dead is told from the one that holds the evaluation now. A result that comes late, of a claim that
+was lost, completes the evaluation too, as long as there is no other.
 
 Below, in this order: what may happen to an evaluation, each with its statement, the worker that goes round in
 it, and the public functions.
@@ -124,7 +125,6 @@ class Claim(NamedTuple):
     name: str
     args: str
     attempt: int
-    losses: int
 
 
 class Outcome(NamedTuple):
@@ -162,7 +162,7 @@ def claim(conn: Connection, worker: int, room: int) -> list[tuple[Any, ...]]:
     room = min(room, _share(conn, room))
     with contextlib.closing(conn.execute(FIND_PENDING, {"room": room})) as cursor:
         for row in cursor:
-            claims.append(row)
+            claims.append(row[:-1])
             _, _, args, _, losses = row
             size += len(args) if isinstance(args, str) else 0
             if losses or size > CHUNK_SIZE:
@@ -209,35 +209,22 @@ IS_STORED = """
         AND updated = :now"""
 
 
-class Endings(NamedTuple):
-    """Outcomes as rows of what completes or fails their evaluations, made before the transaction."""
-
-    outcomes: list[Outcome]
-    completed: list[tuple[Any, ...]]
-    failed: list[tuple[Any, ...]]
-
-
-def endings(worker: int, outcomes: list[Outcome]) -> Endings:
-    completed, failed = [], []
-    for (id, _, _, attempt, _), result, error, started, ended in outcomes:
-        if error is None:
-            completed.append((result, worker, started, ended, id, attempt))
-        else:
-            failed.append((error, worker, started, ended, id, attempt))
-    return Endings(outcomes, completed, failed)
-
-
-def finish(conn: Connection, worker: int, ended: Endings) -> list[bool]:
+def finish(conn: Connection, worker: int, outcomes: list[Outcome]) -> list[bool]:
     """Complete or fail evaluations; False for each whose claim does not count any more.
 
     A late result, of a claim that was lost, is stored as long as there is no other result; a late
     error is not. After a reset neither is.
     """
-    stored = conn.executemany(COMPLETE, ended.completed).rowcount if ended.completed else 0
-    stored += conn.executemany(FAIL, ended.failed).rowcount if ended.failed else 0
-    if stored == len(ended.outcomes):
+    completed: list[tuple[Any, ...]] = []
+    failed: list[tuple[Any, ...]] = []
+    for (id, _, _, attempt), result, error, started, ended in outcomes:
+        rows, end = (completed, result) if error is None else (failed, error)
+        rows.append((end, worker, started, ended, id, attempt))
+    stored = conn.executemany(COMPLETE, completed).rowcount if completed else 0
+    stored += conn.executemany(FAIL, failed).rowcount if failed else 0
+    if stored == len(outcomes):
         return [True] * stored
-    return [_is_stored(conn, worker, outcome) for outcome in ended.outcomes]
+    return [_is_stored(conn, worker, outcome) for outcome in outcomes]
 
 
 def _is_stored(conn: Connection, worker: int, outcome: Outcome) -> bool:
@@ -522,11 +509,10 @@ class Worker:
             if since not in (None, self._since):
                 return 0
             outcomes, unstarted = self.done[:], self._unstarted()
-            ended = endings(self.id, outcomes)
             with self._db.write() as conn:
                 waiting = self._clock() - began
                 workers.check_in(self._db, conn, self.id, self._joined)
-                stored = finish(conn, self.id, ended)
+                stored = finish(conn, self.id, outcomes)
                 if room or unstarted:
                     release(conn, self.id, -(2**63) if room else unstarted[0].id)
                 if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
@@ -567,7 +553,7 @@ class Worker:
                         return count(conn)
             with self._db.write() as conn:
                 workers.check_in(self._db, conn, self.id, self._joined)
-                stored = finish(conn, self.id, endings(self.id, self.done))
+                stored = finish(conn, self.id, self.done)
                 said = self._give_up_claims(conn)
                 workers.mark_ended(conn, self.id, time.time())
                 workers.mark_all_ended(conn)

@@ -356,7 +356,7 @@ speval(func, [0], "evals.db", timeout=0.5, n_jobs=2, max_attempts=1)
         until(lambda: not os.path.exists(f"/dev/shm/{name}"))
 
     def test_many_evaluations_shorter_than_it_are_no_long_one(self, sandbox: Sandbox) -> None:
-        run(lambda x: time.sleep(0.001), range(8000), sandbox.db, timeout=3, n_jobs=2)  # 4 s at least
+        run(lambda x: time.sleep(0.004), range(2000), sandbox.db, timeout=3, n_jobs=2)  # 4 s at least
         assert sum(sandbox.column("losses")) == 0
 
     def test_a_hung_process_is_killed_also_if_another_instance_reclaimed_first(
