@@ -794,10 +794,14 @@ def _work(
     count: Any = None,
 ) -> dict[str, int] | None:
     """Work on the database; in a process that another one watches, `count` tells that what it has to know."""
-    worker = Worker(database(name), timeout, max_attempts)
+    db = database(name)
+    worker = Worker(db, timeout, max_attempts)
     if count is None:
         return worker.work(func, max_failures, wait)
     pid = os.getpid()
+    count.value += 1
+    db.try_out()
+    count.value += 1
 
     def counted(args: Any) -> Any:
         count.value += 1

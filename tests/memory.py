@@ -42,6 +42,8 @@ class Memory:
     def exists(self) -> bool:
         return self._conn is not None
 
+    def try_out(self) -> None: ...
+
     def require(self) -> None:
         if self._conn is None:
             raise FileNotFoundError(self.path)

@@ -548,31 +548,89 @@ def _parent(pid: int) -> int:
         return int(stat.read().rpartition(")")[2].split()[1])
 
 
-class TestStartMethods:
-    MODULE = "def double(x):\n    return 2 * x\n"
+class TestOtherThreads:
+    """Of the process that starts the others, which are forked beside them."""
 
-    def test_threads_of_the_process_are_named_with_the_way_out(self, sandbox: Sandbox) -> None:
-        over = threading.Event()
-        thread = threading.Thread(target=over.wait, args=(LIMIT,), name="my thread")
-        thread.start()
-        try:
-            with pytest.raises(SpevalError, match=r"\(my thread\).*Start them later.*set_start_method"):
-                run(abs, [1], sandbox.db, n_jobs=2)
-        finally:
-            over.set()
-            thread.join()
-        assert run(abs, [1], sandbox.db, n_jobs=2)["completed"] == 1
-
-    def test_a_fork_beside_threads_that_the_user_asked_for_is_done(self, sandbox: Sandbox) -> None:
+    @pytest.mark.parametrize(
+        "call",
+        [
+            "over = threading.Event(); threading.Thread(target=over.wait).start(); sweep(); over.set()",
+            "timer = threading.Timer(1000, print); timer.start(); sweep(); timer.cancel()",
+            "thread = threading.Thread(target=sweep); thread.start(); thread.join()",
+            "import asyncio; asyncio.run(asyncio.to_thread(sweep))",
+            "import concurrent.futures as f; pool = f.ThreadPoolExecutor(4); pool.submit(sweep).result()",
+        ],
+        ids=["one that waits", "a timer", "the one that calls", "asyncio", "a pool"],
+    )
+    def test_a_fork_beside_them_is_done(self, sandbox: Sandbox, call: str) -> None:
         script = """
-import multiprocessing
-multiprocessing.set_start_method("fork")
+def sweep():
+    speval(lambda x: note(x), range(20), "evals.db", n_jobs=2)
+
+"""
+        assert sandbox.run(script + call) == ""
+        assert sorted(sandbox.calls(), key=int) == [str(x) for x in range(20)]
+
+    def test_one_that_hangs_by_what_they_held_is_replaced_before_its_first_evaluation(
+        self, sandbox: Sandbox
+    ) -> None:
+        script = """
+import sqlite3
+from speval.process import jobs
+jobs.HUNG = 0.3
+
+def connect():  # takes the locks that SQLite has for all connections of a process, again and again
+    while not over.is_set():
+        sqlite3.connect("other.db").execute("SELECT * FROM sqlite_master").connection.close()
+
 over = threading.Event()
-threading.Thread(target=over.wait).start()
-print(speval(lambda x: x, [1], "evals.db", n_jobs=2)["completed"])
+threads = [threading.Thread(target=connect, name="busy") for _ in range(3)]
+for thread in threads:
+    thread.start()
+for number in range(8):
+    try:
+        speval(note, [number], f"{number}.db", n_jobs=2)
+    except SpevalError as exc:  # three in a row hung
+        assert "hangs since it was forked" in str(exc) and "busy" in str(exc), exc
+        assert count_evals(f"{number}.db")["pending"] == 1
+        note(number)
 over.set()
 """
-        assert sandbox.run(script) == "1\n"
+        output = sandbox.run(script)
+        assert "hangs since it was forked; another one takes its place" in output
+        assert sorted(sandbox.calls(), key=int) == [str(x) for x in range(8)]
+
+    def test_one_that_keeps_something_locked_for_good_is_named(self, sandbox: Sandbox) -> None:
+        script = """
+import logging
+from speval.process import jobs
+jobs.HUNG = 0.1
+lock = threading.Lock()
+
+class Handler(logging.Handler):
+    emit = print
+
+    def flush(self):
+        with lock:
+            pass
+
+logging.getLogger().addHandler(Handler())
+threading.Thread(target=lambda: lock.acquire() and time.sleep(1000), name="sleeper", daemon=True).start()
+while not lock.locked():
+    time.sleep(0.01)
+try:
+    speval(note, range(20), "evals.db", n_jobs=2)
+except SpevalError as exc:
+    os.write(2, str(exc).encode())
+os._exit(0)
+"""
+        said = sandbox.run(script)
+        assert re.search(r"hangs since it was forked.*\(sleeper\).*Start that thread later", said)
+        assert count_evals(sandbox.db)["pending"] == 20
+
+
+class TestStartMethods:
+    MODULE = "def double(x):\n    return 2 * x\n"
 
     @pytest.mark.parametrize("method", ["spawn", "forkserver"])
     def test_other_start_methods_work_for_what_can_be_imported(self, sandbox: Sandbox, method: str) -> None:

@@ -84,6 +84,9 @@ class Database(Protocol):
     def require(self) -> None:
         """Raise `FileNotFoundError` if there is nothing, `SpevalError` if that cannot be used."""
 
+    def try_out(self) -> None:
+        """Use, without waiting for others, what another thread may have held when this process was forked."""
+
     def read(self) -> contextlib.AbstractContextManager[Any]:
         """Open a transaction that reads."""
 

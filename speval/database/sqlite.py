@@ -89,6 +89,10 @@ class Sqlite:
                 f"{self.path} has a second name, a hard link: locks do not work so, copy the file"
             )
 
+    def try_out(self) -> None:
+        with contextlib.suppress(sqlite3.Error):  # SQLite has locks of its own, for all connections
+            self._connect("ro").close()
+
     def read(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         return self._transaction("BEGIN", "rw")
 

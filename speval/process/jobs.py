@@ -46,6 +46,8 @@ STEP = 1.0  # seconds, at most, that count between two looks: the supervisor may
 MOMENT = 2.0  # seconds from SIGTERM to SIGKILL for one that is overdue, and from its last word to SIGTERM
 GRACE = 10.0  # the same at the end, when each may have something to store; halved from level to level
 EARLY = 3  # deaths in a row, before anything began, after which it is no use
+READY = 2  # the count of a process that is past its first piece
+HUNG = 5.0  # seconds that what is forked may take until then; doubled with each in a row that takes longer
 SETTLED = 5.0  # seconds after which a process is not one of those
 PR_SET_PDEATHSIG = 1
 
@@ -66,8 +68,9 @@ def run(
     Parameters
     ----------
     work : callable
-        It adds 1 to ``count.value`` when it begins a piece of its work and 1 when that is over. On
-        SIGTERM it should end soon; as on SIGINT and SIGHUP, which a terminal sends to all.
+        It adds 1 to ``count.value`` when it begins a piece of its work and 1 when that is over. The first
+        is to use whatever another thread may have held when the process was forked: one that hangs there is
+        replaced. On SIGTERM it should end soon; as on SIGINT and SIGHUP, which a terminal sends to all.
     n : int
         Number of processes, >= 1.
     limit : float, optional
@@ -106,14 +109,6 @@ def _context(work: object) -> BaseContext:
         raise SpevalError("a daemonic process may not start others: call it elsewhere, or with n_jobs=1")
     method = multiprocessing.get_start_method(allow_none=True)
     if method is None and sys.platform == "linux":
-        names = [t.name for t in threading.enumerate() if t is not threading.current_thread()]
-        names = [name for name in names if name != "speval"]
-        if names:
-            raise SpevalError(
-                f"this process has other threads ({', '.join(names[:5])}), and what is forked beside them may"
-                " hang. Start them later; or call multiprocessing.set_start_method('fork') if you know that"
-                " they hold no locks, or set_start_method('spawn') if func can be imported"
-            )
         method = "fork"
     context = multiprocessing.get_context(method)
     if context.get_start_method() != "fork":
@@ -168,6 +163,7 @@ class Job:
             self._time(self._process, passed)
 
     def _start(self) -> None:
+        self._how = ""  # it ended, if we know better than by its exit code
         self._said: bytes | None = None  # by the process, of its end; nothing if it closed the pipe
         self._seen = 0  # of its count
         self._ran = self._age = 0.0  # seconds, of the piece of work and of the process
@@ -197,7 +193,7 @@ class Job:
     @property
     def is_at_work(self) -> bool:
         """It has begun something, or lives long enough to be on its way."""
-        return self._process is not None and (self._count.value > 0 or self._age > SETTLED)
+        return self._process is not None and (self._count.value > READY or self._age > SETTLED)
 
     @property
     def is_heard(self) -> bool:
@@ -225,7 +221,7 @@ class Job:
 
     def _replace(self, process: BaseProcess) -> None:
         self.hear()
-        began = self._count.value > 0
+        began = self._count.value > READY
         self._process = None
         self.pipe.close()
         if self._said:
@@ -234,7 +230,7 @@ class Job:
                 raise exc
             self.done = True
         else:
-            self._fall(f"{process.pid} {_how(process.exitcode)}", began)
+            self._fall(f"{process.pid} {self._how or _how(process.exitcode)}", began)
 
     def _fall(self, why: str, began: bool = False) -> None:
         self.why = why
@@ -247,6 +243,10 @@ class Job:
         if self._ending is not None:
             self._ending += passed
             if self._ending >= MOMENT:
+                _kill(process)
+        elif self._count.value < READY:
+            if self._context.get_start_method() == "fork" and self._age >= HUNG * 2**self.early:
+                self._how = "hangs since it was forked"
                 _kill(process)
         elif self._said:
             self._idle += passed
@@ -313,6 +313,13 @@ def _check(jobs: list[Job]) -> None:
         early.done = True
     elif early.why.startswith("cannot"):
         raise SpevalError(f"a worker process {early.why}")
+    elif early.why.endswith("forked"):
+        names = [t.name for t in threading.enumerate() if t is not threading.current_thread()]
+        raise SpevalError(
+            f"worker process {early.why}, and so did those before it: another thread ({', '.join(names[:5])})"
+            " keeps something locked, the standard output say. Start that thread later; or call"
+            " multiprocessing.set_start_method('spawn') first, if func can be imported"
+        )
     else:
         raise SpevalError(
             f"worker processes end before they begin, the last: {early.why}. If they are not forked, the"
@@ -368,6 +375,7 @@ def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, level
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if "numpy.random" in sys.modules:  # as Python does with its own: else all would draw the same numbers
         sys.modules["numpy.random"].seed()
+    _flush_all()
     said: bytes = pickle.dumps(None)
     pid, ours = os.getpid(), identity(pipe.fileno())
     try:
@@ -379,6 +387,13 @@ def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, level
     if identity(pipe.fileno()) == ours:  # else `func` has closed it, and the number may be a file of his
         with contextlib.suppress(OSError):
             pipe.send_bytes(said)
+
+
+def _flush_all() -> None:
+    """Use what is written to: if another thread has held it when we were forked, we hang here, and now."""
+    for stream in sys.stdout, sys.stderr, *log.handlers, *logging.getLogger().handlers:
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def _pickled(exc: BaseException) -> bytes:
