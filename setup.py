@@ -26,6 +26,8 @@ setup(
             "hypothesis",
             "coverage>=7.10",
             "numpy",
+            "ipykernel",
+            "tqdm",
             "matplotlib",
             "ruff",
             "mypy",

@@ -105,8 +105,8 @@ class Progress:
         self._clock = clock
         self._rate = Rate()
         self._width = 0  # of what stands in the line of the terminal now
-        with contextlib.suppress(Exception):
-            self._is_terminal = self._stream.isatty()
+        with contextlib.suppress(Exception):  # a notebook rewrites a line too, though it says otherwise
+            self._is_terminal = self._stream.isatty() or type(self._stream).__module__.startswith("ipykernel")
         self._due = clock() + (0.0 if self._is_terminal else FIRST)
         self._pause = OFTEN
         self._next = clock()
