@@ -36,6 +36,7 @@ from typing import Any, NamedTuple, TypeVar
 from . import workers
 from .database import Connection, Database, Name, database, existing
 from .errors import NotWritable, SpaceMismatch, SpevalError, cut, last_line, visible
+from .function import code_of, differences, name_of
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice
 from .process.machine import cpus, process, programs_ended
@@ -55,12 +56,11 @@ KNOW_SPACE = """
 KEEP_SPACE = """
     INSERT INTO spaces (fingerprint, size, func, added)
     VALUES (:fingerprint, :size, :func, :now)"""
-FIRST_FUNC = "SELECT func FROM spaces ORDER BY added LIMIT 1"
 ADD_EVAL = "INSERT INTO evals (name, status, updated, args) VALUES (?, 'pending', ?, ?)"
 LOOKUP_EVAL = "SELECT id, args FROM evals WHERE name = :name"
 
 
-def populate(db: Database, space: Space, func: str) -> bool:
+def populate(db: Database, space: Space, func: Callable[[Any], Any]) -> bool:
     """Make sure that the database has the evaluations of `space`; tell whether anything is left to do.
 
     Atomic: all or none is added. That it was seen is kept with its fingerprint, so that a further instance
@@ -71,21 +71,19 @@ def populate(db: Database, space: Space, func: str) -> bool:
     SpaceMismatch
         If an evaluation has other arguments in the database. Nothing is added then.
     """
-    known = False
+    known, said = False, []
     if db.exists():
         with Signals(), db.read() as conn:
-            known = _is_known(conn, space)
-            first, rest = conn.execute(FIRST_FUNC).fetchall(), any(left(conn))
+            known = db.is_prepared(conn) and _is_known(conn, space)
+            said, rest = differences(conn, db.path, func), any(left(conn))
     if not known:
         with Signals(), db.create() as conn:
             new = db.prepare(conn)
-            first = conn.execute(FIRST_FUNC).fetchall()
             if not _is_known(conn, space):
-                _add(db, conn, space, func, space if new else _new(db, conn, space))
+                _add(db, conn, space, name_of(func), space if new else _new(db, conn, space))
             rest = any(left(conn))
-    for (name,) in first:
-        if name != func:
-            log.warning("%s was made for the function %s, now comes %s", db.path, visible(name), func)
+    for line in said:
+        log.warning("%s", line)
     return rest
 
 
@@ -249,7 +247,9 @@ ADOPT = "UPDATE evals SET worker = :worker WHERE status = 'in_progress' AND work
 RECLAIM = """
     UPDATE evals SET worker = NULL, started = NULL, updated = :now, losses = losses + 1,
         status = CASE WHEN losses + 1 < :max_attempts THEN 'pending' ELSE 'failed' END,
-        error = 'lost ' || (losses + 1) || ' times: each time its worker died or ran past the timeout'
+        error = CASE WHEN length(error) > :enough THEN error ELSE coalesce(error, '') || :line END
+            || CASE WHEN losses + 1 < :max_attempts THEN '' ELSE 'lost ' || (losses + 1)
+            || ' times: each time its worker died or ran past the timeout' END
     WHERE status = 'in_progress' AND worker = :worker"""
 
 
@@ -261,14 +261,16 @@ def reclaim(conn: Connection, lost: Iterable[Loss], max_attempts: int) -> list[s
         if loss.worker == NOBODY:
             conn.execute(ADOPT, {"worker": NOBODY})
         names = [name for _, name in sorted(conn.execute(CLAIMS_OF, {"worker": loss.worker}).fetchall())]
-        facts = {"worker": loss.worker, "now": now, "max_attempts": max_attempts}
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))} {loss}\n"
+        facts = {"worker": loss.worker, "now": now, "max_attempts": max_attempts, "line": line}
+        facts["enough"] = MAX_ERROR
         conn.execute(RECLAIM, facts)
         if conn.execute(CLAIMS_OF, facts).fetchall() or (loss.why == UNKNOWN and not names):
             raise conn.DatabaseError("its index of evaluations in progress is not right")
         if loss.why == DIED:
             workers.mark_ended(conn, loss.worker, now)
         if names:
-            said.append(f"reclaimed {_some(names)}: {loss.who} {loss.why}")
+            said.append(f"reclaimed {_some(names)}: {visible(str(loss).splitlines()[0])}")
     return said
 
 
@@ -349,6 +351,8 @@ class Worker:
         db: Database,
         timeout: float | None,
         max_attempts: int,
+        code: str | None = None,
+        watched: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -371,6 +375,7 @@ class Worker:
         self._signals = Signals()
         self._pid = os.getpid()
         self._joined = False
+        self._row = workers.row(self.id, code, watched)
         self._looked = -float("inf")
         self._lookout = Lookout(db, self.id, timeout, clock)
 
@@ -511,7 +516,7 @@ class Worker:
             outcomes, unstarted = self.done[:], self._unstarted()
             with self._db.write() as conn:
                 waiting = self._clock() - began
-                workers.check_in(self._db, conn, self.id, self._joined)
+                workers.check_in(self._db, conn, self._row, self._joined)
                 stored = finish(conn, self.id, outcomes)
                 if room or unstarted:
                     release(conn, self.id, -(2**63) if room else unstarted[0].id)
@@ -552,7 +557,7 @@ class Worker:
                     if workers.has_ended(conn, self.id):
                         return count(conn)
             with self._db.write() as conn:
-                workers.check_in(self._db, conn, self.id, self._joined)
+                workers.check_in(self._db, conn, self._row, self._joined)
                 stored = finish(conn, self.id, self.done)
                 said = self._give_up_claims(conn)
                 workers.mark_ended(conn, self.id, time.time())
@@ -646,13 +651,6 @@ class Worker:
                 log.info("completed evaluation %s in %.3g s", claim.name, ended - started)
         for claim in claims if told else ():
             log.info("claimed evaluation %s, attempt %s", claim.name, claim.attempt)
-
-
-def _func_name(func: Callable[[Any], Any]) -> str:
-    while isinstance(func, functools.partial):
-        func = func.func
-    name = getattr(func, "__qualname__", None)
-    return name if isinstance(name, str) else type(func).__qualname__
 
 
 def speval(
@@ -749,7 +747,7 @@ def speval(
     if db.path in _waiting_for_this():
         raise SpevalError(f"speval() inside func on the same database would wait for itself: {db.path}")
     with Space(eval_space) as space:
-        rest = populate(db, space, _func_name(func))
+        rest = populate(db, space, func)
     counts = None if rest else count_evals(db)
     work = functools.partial(
         _work, db if n_jobs == 1 else db.path, func, timeout, max_attempts, max_failures, wait
@@ -760,7 +758,7 @@ def speval(
             if n_jobs == 1:
                 counts = _in_this_process(work, show) or count_evals(db)
             else:
-                _in_processes(work, n_jobs, timeout, show)
+                _in_processes(db, work, n_jobs, timeout, show)
                 counts = count_evals(db)
     if counts["failed"]:
         name = os.fsdecode(evals_fname) if isinstance(evals_fname, (str, bytes, os.PathLike)) else db.path
@@ -795,7 +793,8 @@ def _work(
 ) -> dict[str, int] | None:
     """Work on the database; in a process that another one watches, `count` tells that what it has to know."""
     db = database(name)
-    worker = Worker(db, timeout, max_attempts)
+    watched = count is not None or ANNOUNCE in os.environ  # by who tells how it died
+    worker = Worker(db, timeout, max_attempts, code_of(func), watched)
     if count is None:
         return worker.work(func, max_failures, wait)
     pid = os.getpid()
@@ -815,12 +814,15 @@ def _work(
 
 
 def _in_processes(
-    work: Callable[..., Any], n_jobs: int, timeout: float | None, show: Callable[[], Any]
+    db: Database, work: Callable[..., Any], n_jobs: int, timeout: float | None, show: Callable[[], Any]
 ) -> None:
     from .process import jobs
 
+    def tell(pid: int, how: str) -> None:
+        workers.tell(db, pid, how)
+
     with Signals() as signals:
-        jobs.run(work, cpus() if n_jobs == -1 else n_jobs, timeout, signals.let_through, show)
+        jobs.run(work, cpus() if n_jobs == -1 else n_jobs, timeout, signals.let_through, show, tell)
 
 
 @contextlib.contextmanager

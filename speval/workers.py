@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -26,16 +27,22 @@ __all__ = [
     "live",
     "mark_all_ended",
     "mark_ended",
+    "row",
+    "tell",
 ]
 
-JOIN = "INSERT INTO workers (id, host, pid, started) VALUES (:worker, :host, :pid, :now)"
+JOIN = """
+    INSERT INTO workers (id, host, pid, started, code, fate)
+    VALUES (:worker, :host, :pid, :now, :code, :fate)"""
 LOOKUP_WORKER = "SELECT ended FROM workers WHERE id = :worker"
-LIVE_WORKERS = "SELECT id, host, pid, started FROM workers WHERE ended IS NULL ORDER BY started"
+LIVE_WORKERS = "SELECT id, host, pid, started, fate FROM workers WHERE ended IS NULL ORDER BY started"
 MARK_ENDED = "UPDATE workers SET ended = :ended WHERE id = :worker"
 MARK_ALL_ENDED = """
     UPDATE workers SET ended = :now WHERE ended IS NULL
         AND NOT EXISTS (SELECT 1 FROM evals WHERE status = 'pending')
         AND NOT EXISTS (SELECT 1 FROM evals WHERE status = 'in_progress')"""
+TELL = """
+    UPDATE workers SET fate = :fate WHERE fate = '' AND ended IS NULL AND pid = :pid AND host = :host"""
 OLDEST_CLAIM = """
     SELECT id, attempt FROM evals WHERE status = 'in_progress' AND worker = :worker ORDER BY id LIMIT 1"""
 UNKNOWN_HOLDERS = """
@@ -44,22 +51,41 @@ UNKNOWN_HOLDERS = """
 
 NOBODY = -1  # who holds claims that name none
 DIED, STALLED, UNKNOWN = "died", "ran past the timeout", "is unknown"
+PATIENCE = 1.0  # seconds in which who watched a process that has died says how
 
 
 class Loss(NamedTuple):
-    """A worker whose claims are to be taken from it, and why."""
+    """A worker whose claims are to be taken from it, and why; as text, with what was told of it."""
 
     worker: int
     who: str
     why: str
+    fate: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.who} {self.fate or self.why}"
 
 
-def check_in(db: Database, conn: Connection, worker: int, joined: bool) -> None:
+def row(worker: int, code: str | None, watched: bool) -> dict[str, Any]:
+    """Return what is entered of a worker of this process; is it `watched` by who tells how it died?"""
+    fate = "" if watched else None
+    return {
+        "worker": worker,
+        "host": host(),
+        "pid": os.getpid(),
+        "now": time.time(),
+        "code": code,
+        "fate": fate,
+    }
+
+
+def check_in(db: Database, conn: Connection, row: dict[str, Any], joined: bool) -> None:
     """Enter a worker, once; after that it has to be there, or the database is another one."""
     prepared = db.is_prepared(conn)
     if prepared and not joined:
-        conn.execute(JOIN, {"worker": worker, "host": host(), "pid": os.getpid(), "now": time.time()})
+        conn.execute(JOIN, row)
         return
+    worker = row["worker"]
     found = conn.execute(LOOKUP_WORKER, {"worker": worker}).fetchall() if prepared else []
     if not found:
         raise SpevalError(f"{db.path} was replaced while it was in use: start again")
@@ -80,9 +106,16 @@ def has_ended(conn: Connection, worker: int) -> bool:
     return conn.execute(LOOKUP_WORKER, {"worker": worker}).fetchall() not in ([], [(None,)])
 
 
-def live(conn: Connection) -> list[tuple[int, Any, Any, Any]]:
-    """Return id, host, process and start (unix time, s) of those that have not said that they end."""
-    rows: list[tuple[int, Any, Any, Any]] = conn.execute(LIVE_WORKERS).fetchall()
+def tell(db: Database, pid: int, fate: str) -> None:
+    """Say how a process of this host died, for those who reclaim what it held."""
+    with contextlib.suppress(SpevalError), Signals(), db.write() as conn:
+        if db.is_prepared(conn):
+            conn.execute(TELL, {"pid": pid, "host": host(), "fate": fate})
+
+
+def live(conn: Connection) -> list[tuple[int, Any, Any, Any, Any]]:
+    """Return id, host, process, start (unix time, s) and fate of those that have not said that they end."""
+    rows: list[tuple[int, Any, Any, Any, Any]] = conn.execute(LIVE_WORKERS).fetchall()
     return rows
 
 
@@ -105,24 +138,29 @@ class Lookout:
         self._timeout = timeout
         self._clock = clock
         self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
+        self._dead: dict[int, float] = {}  # worker: seen dead then, and nobody has said how it died
 
     def lost(self, conn: Connection) -> list[Loss]:
         pending, in_progress = left(conn)
         settled = self._locks.are_settled(in_progress)
         seen, self._seen = self._seen, {}
         lost = []
-        for worker, where, pid, _ in live(conn):
+        for worker, where, pid, _, fate in live(conn):
             if worker == self._worker:
                 continue
             if self._locks.is_dead(worker):
-                if settled:
-                    lost.append(Loss(worker, f"process {pid} on {where}", DIED))
+                if settled and self._is_told(worker, fate):
+                    lost.append(Loss(worker, f"process {pid} on {where}", DIED, str(fate or "")))
             elif self._timeout is not None and self._is_stalled(conn, worker, seen):
                 lost.append(Loss(worker, f"process {pid} on {where}", STALLED))
         if not pending:
             unknown = conn.execute(UNKNOWN_HOLDERS).fetchall()
             lost += [Loss(worker, f"worker {worker}", UNKNOWN) for (worker,) in unknown]
         return lost
+
+    def _is_told(self, worker: int, fate: object) -> bool:
+        """Tell whether it is known how a worker died, or nobody will say so."""
+        return fate != "" or self._clock() - self._dead.setdefault(worker, self._clock()) >= PATIENCE
 
     def _is_stalled(self, conn: Connection, worker: int, seen: dict[int, tuple[object, float]]) -> bool:
         now = self._clock()

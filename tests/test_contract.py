@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import pathlib
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -256,7 +258,11 @@ class TestLosses:
         workers.join().exchange(0)
         (row,) = load_evals(db)
         assert (row["status"], row["losses"]) == ("failed", 3)
-        assert row["error"].startswith("lost 3 times")
+        *losses, end = row["error"].splitlines()
+        when = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+        assert len(losses) == 3
+        assert all(re.fullmatch(rf"{when} process {os.getpid()} on .+ died", loss) for loss in losses)
+        assert end.startswith("lost 3 times")
 
     def test_what_was_lost_is_claimed_alone(self, db: Database, workers: Workers, clock: Clock) -> None:
         fill(db, range(40))

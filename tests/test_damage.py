@@ -46,7 +46,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     reset_evals(path, None, ["4", "5", "8", "9"])
     change(
         "DELETE FROM workers",
-        f"INSERT INTO workers VALUES ({DEAD}, 'host', 1, 1.5, NULL)",
+        f"INSERT INTO workers VALUES ({DEAD}, 'host', 1, 1.5, NULL, NULL, NULL)",
         f"UPDATE evals SET status = 'in_progress', worker = {DEAD}, attempt = 2 WHERE name IN ('8', '9')",
         f"UPDATE evals SET worker = {DEAD}, started = 1.5 WHERE worker IS NOT NULL",
         "UPDATE evals SET updated = 1.5, error = CASE status WHEN 'failed' THEN 'ValueError: 3' END",
@@ -255,7 +255,7 @@ def test_rows_out_of_order_end_in_a_database_of_speval_0_1_1_too(tmp_path: pathl
 
 PENDING = "UPDATE evals SET status = 'pending', result = NULL, {} WHERE id % 2"
 HELD = "UPDATE evals SET status = 'in_progress', worker = {} WHERE id % 2"
-LIVE = "INSERT INTO workers VALUES ({}, 'host', 1, 1.0, NULL)"
+LIVE = "INSERT INTO workers VALUES ({}, 'host', 1, 1.0, NULL, NULL, NULL)"
 NO_TEXT = "CAST(x'ff' AS TEXT)"
 DEEP = "'" + "[" * 100_000 + "'"
 
@@ -469,7 +469,7 @@ FOREIGN = {
     ),
     "another application with a like table": (of_others(OLD, "PRAGMA application_id = 5"), ELSE),
     "another version of a like table": (of_others(OLD, "PRAGMA user_version = 3"), ELSE),
-    "a newer format": (change("PRAGMA user_version = 2"), "upgrade speval"),
+    "a newer format": (change("PRAGMA user_version = 3"), "upgrade speval"),
     "a format before the first": (change("PRAGMA user_version = -1"), "format -1"),
 }
 

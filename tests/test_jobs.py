@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 
@@ -270,6 +269,9 @@ speval(func, range(50), "evals.db", n_jobs=2)
         assert count_evals(sandbox.db)["completed"] == 49
         (failed,) = load_evals(sandbox.db, "failed")
         assert (failed["name"], failed["losses"]) == ("3", 3)
+        assert len(re.findall(rf"^\d.* process \d+ on .* {how}$", failed["error"], re.MULTILINE)) == 3
+        line = script[: script.index(death)].count("\n") + PRELUDE.count("\n") + 1
+        assert (f'script_0.py", line {line} in func' in failed["error"]) == ("SIGSEGV" in how)
         assert sandbox.calls().count("3") == 3
 
     def test_a_process_that_somebody_terminates_is_replaced_without_a_loss(self, sandbox: Sandbox) -> None:

@@ -1,5 +1,6 @@
 """Databases of speval 0.1.1, made by speval 0.1.1."""
 
+import contextlib
 import pathlib
 import sqlite3
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 from conftest import Sandbox
 
 from speval import count_evals, load_evals, reset_evals, speval
+from speval.view import survey
 
 # Two results, a claim that was left behind, and what is still to do.
 MAKE = """
@@ -27,6 +29,13 @@ try:
 except KeyboardInterrupt:
     pass
 """
+FORMAT_1 = """
+    ALTER TABLE workers RENAME TO new;
+    CREATE TABLE workers (id INTEGER PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL,
+        started REAL NOT NULL, ended REAL);
+    INSERT INTO workers SELECT id, host, pid, started, ended FROM new;
+    DROP TABLE new;
+    PRAGMA user_version = 1"""
 SPACE = [{"x": x, "y": 0.5} for x in range(4)]
 
 
@@ -82,3 +91,17 @@ def test_an_old_database_of_another_program_is_refused(tmp_path: pathlib.Path) -
     conn.close()
     with pytest.raises(Exception, match="a database of something else"):
         speval(abs, [1], tmp_path / "other.db")
+
+
+def test_a_database_of_0_2_0_is_read_as_it_is_and_gone_on_with(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "evals.db"
+    speval(abs, [-1, -2], path)
+    with contextlib.closing(sqlite3.connect(path)) as conn:
+        conn.executescript(FORMAT_1)
+    before = path.read_bytes()
+    assert [row["result"] for row in load_evals(path)] == [1, 2]
+    assert len(survey.survey(path).workers) == 0
+    assert path.read_bytes() == before
+    assert speval(abs, [-1, -2], path)["completed"] == 2
+    assert speval(abs, [-1, -2, -3], path)["completed"] == 3
+    assert reset_evals(path, None) == 3

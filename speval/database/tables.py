@@ -9,12 +9,13 @@ from ..errors import SpevalError
 __all__ = ["CURRENT", "format_of", "prepare", "show_as_current"]
 
 APPLICATION_ID = 0x73706576  # "spev"
-FORMAT = 1
-EMPTY, OF_0_1_1, CURRENT = range(3)
+FORMAT = 2
+EMPTY, OF_0_1_1, OF_0_2_0, CURRENT = range(4)
 COLUMNS_0_1_1 = ["name", "status", "updated", "result", "args"]
 
 # Every transaction opens the database and reads this again: as few tables and indexes as will do.
-# `reset` is the attempt at the last reset: no claim up to it can store anything any more.
+# `reset` is the attempt at the last reset: no claim up to it can store anything any more. `code` is a
+# fingerprint of the function; `fate` how the process died, empty as long as who watches it has not said so.
 CREATE = (
     """CREATE TABLE evals (
         id INTEGER PRIMARY KEY,
@@ -31,7 +32,7 @@ CREATE = (
         started REAL)""",
     """CREATE TABLE workers (
         id INTEGER PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL,
-        started REAL NOT NULL, ended REAL)""",
+        started REAL NOT NULL, ended REAL, code TEXT, fate TEXT)""",
     """CREATE TABLE spaces (
         fingerprint TEXT NOT NULL, size INTEGER NOT NULL, func TEXT NOT NULL, added REAL NOT NULL)""",
     "CREATE INDEX evals_pending ON evals (id) WHERE status = 'pending'",
@@ -51,18 +52,27 @@ UPGRADE_0_1_1 = (
         FROM evals_0_1_1 ORDER BY rowid""",
     "DROP TABLE evals_0_1_1",
 )
+UPGRADE_0_2_0 = (
+    "ALTER TABLE workers ADD COLUMN code TEXT",
+    "ALTER TABLE workers ADD COLUMN fate TEXT",
+    f"PRAGMA user_version = {FORMAT}",
+)
 SHOW_EMPTY = (
     """CREATE TEMP VIEW evals AS SELECT NULL AS id, NULL AS name, NULL AS status, NULL AS updated,
         NULL AS result, NULL AS args, NULL AS error, NULL AS attempt, NULL AS losses, NULL AS reset,
         NULL AS worker, NULL AS started WHERE 0""",
     """CREATE TEMP VIEW workers AS SELECT NULL AS id, NULL AS host, NULL AS pid, NULL AS started,
-        NULL AS ended WHERE 0""",
+        NULL AS ended, NULL AS code, NULL AS fate WHERE 0""",
     "CREATE TEMP VIEW spaces AS SELECT NULL AS fingerprint, 0 AS size, NULL AS func, 0 AS added WHERE 0",
 )
 SHOW_0_1_1 = (
     """CREATE TEMP VIEW evals AS SELECT rowid AS id, name, status, updated, result, args, NULL AS error,
         0 AS attempt, 0 AS losses, 0 AS reset, NULL AS worker, NULL AS started FROM main.evals""",
     *SHOW_EMPTY[1:],
+)
+SHOW_0_2_0 = (
+    """CREATE TEMP VIEW workers AS SELECT id, host, pid, started, ended, NULL AS code, NULL AS fate
+        FROM main.workers""",
 )
 
 
@@ -71,8 +81,8 @@ def format_of(conn: sqlite3.Connection, path: str) -> int:
     ((application,),) = conn.execute("PRAGMA application_id").fetchall()
     ((version,),) = conn.execute("PRAGMA user_version").fetchall()
     if application == APPLICATION_ID:
-        if version == FORMAT:
-            return CURRENT
+        if version in (1, FORMAT):
+            return CURRENT if version == FORMAT else OF_0_2_0
         raise SpevalError(f"{path} has format {version}, this speval knows {FORMAT}: upgrade speval")
     if application or version:
         raise SpevalError(f"{path} is a database of something else: name another file")
@@ -87,12 +97,14 @@ def format_of(conn: sqlite3.Connection, path: str) -> int:
 def prepare(conn: sqlite3.Connection, path: str) -> bool:
     """Make the tables, or those of an older version into today's; tell whether there were none."""
     found = format_of(conn, path)
-    for statement in {EMPTY: CREATE, OF_0_1_1: UPGRADE_0_1_1, CURRENT: ()}[found]:
+    for statement in {EMPTY: CREATE, OF_0_1_1: UPGRADE_0_1_1, OF_0_2_0: UPGRADE_0_2_0, CURRENT: ()}[found]:
         conn.execute(statement)
     return found == EMPTY
 
 
 def show_as_current(conn: sqlite3.Connection, path: str) -> None:
     """Let this connection see today's tables, whatever is there: so no reading code knows another."""
-    for statement in {EMPTY: SHOW_EMPTY, OF_0_1_1: SHOW_0_1_1, CURRENT: ()}[format_of(conn, path)]:
+    for statement in {EMPTY: SHOW_EMPTY, OF_0_1_1: SHOW_0_1_1, OF_0_2_0: SHOW_0_2_0, CURRENT: ()}[
+        format_of(conn, path)
+    ]:
         conn.execute(statement)

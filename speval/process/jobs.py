@@ -49,6 +49,8 @@ EARLY = 3  # deaths in a row, before anything began, after which it is no use
 READY = 2  # the count of a process that is past its first piece
 HUNG = 5.0  # seconds that what is forked may take until then; doubled with each in a row that takes longer
 SETTLED = 5.0  # seconds after which a process is not one of those
+FAULT = 2000  # bytes of what Python says of a fault
+HIGH = 500  # a descriptor that nobody gets who does not ask for it
 PR_SET_PDEATHSIG = 1
 
 _level = 0  # of this process: how many above it have started it so
@@ -59,7 +61,8 @@ def run(
     n: int,
     limit: float | None = None,
     let_through: Callable[..., Any] = lambda func, *args: func(*args),
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[], Any] = lambda: None,
+    tell: Callable[[int, str], None] = lambda pid, how: None,
 ) -> None:
     """Call ``work(count)`` in `n` processes, until it has returned in each.
 
@@ -79,6 +82,8 @@ def run(
         Called with a function and its arguments, calls it; there signals may interrupt, not elsewhere.
     tick : callable
         Called some times a second.
+    tell : callable
+        Called with the number of a process that has died, and how it did.
 
     Raises
     ------
@@ -87,7 +92,7 @@ def run(
     """
     wait = functools.partial(let_through, connection.wait)
     context = _context(work)
-    jobs = [Job(context, work, limit) for _ in range(n)]
+    jobs = [Job(context, work, limit, tell) for _ in range(n)]
     try:
         before = time.monotonic()
         while any(not job.done for job in jobs):
@@ -101,6 +106,9 @@ def run(
     except BaseException:
         _end(jobs, wait)
         raise
+    finally:
+        for job in jobs:
+            job.close()
 
 
 def _context(work: object) -> BaseContext:
@@ -137,7 +145,13 @@ class Job:
         Where the process says how its work ended.
     """
 
-    def __init__(self, context: BaseContext, work: Callable[[Any], None], limit: float | None) -> None:
+    def __init__(
+        self,
+        context: BaseContext,
+        work: Callable[[Any], None],
+        limit: float | None,
+        tell: Callable[[int, str], None],
+    ) -> None:
         self.done = False
         self.early = 0
         self.why = ""
@@ -145,7 +159,9 @@ class Job:
         self._context = context
         self._work = work
         self._limit = limit
+        self._tell = tell
         self._process: BaseProcess | None = None  # none between two
+        self._faults = _memory() if context.get_start_method() == "fork" else None
         self._pause = 0.0  # seconds until the next one is started
 
     def look(self, passed: float) -> None:
@@ -169,6 +185,9 @@ class Job:
         self._ran = self._age = 0.0  # seconds, of the piece of work and of the process
         self._ending: float | None = None  # seconds since it was told to end
         self._idle = 0.0  # seconds since it said how its work ended
+        if self._faults is not None:
+            self._faults.seek(0)
+            self._faults.truncate()
         try:
             self._count = self._context.RawValue("Q", 0)
             self.pipe, theirs = self._context.Pipe(duplex=False)
@@ -179,7 +198,7 @@ class Job:
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, those of a BLAS say
             process = self._context.Process(  # type: ignore[attr-defined]
                 target=_main,
-                args=(self._work, self._count, theirs, os.getpid(), _level + 1, mask),
+                args=(self._work, self._count, theirs, self._faults, os.getpid(), _level + 1, mask),
                 daemon=False,
             )
             try:
@@ -230,13 +249,22 @@ class Job:
                 raise exc
             self.done = True
         else:
-            self._fall(f"{process.pid} {self._how or _how(process.exitcode)}", began)
+            how, where = self._how or _how(process.exitcode), self._fault()
+            self._tell(process.pid or 0, how + where)
+            self._fall(f"{process.pid} {how}", began, where)
 
-    def _fall(self, why: str, began: bool = False) -> None:
+    def _fault(self) -> str:
+        """Return what Python has said of a fault by which the process died, as further lines."""
+        if self._faults is None:
+            return ""
+        said = os.pread(self._faults.fileno(), FAULT, 0).decode(errors="replace").rstrip()
+        return f"\n{said}" if said else ""
+
+    def _fall(self, why: str, began: bool = False, where: str = "") -> None:
         self.why = why
         self.early = 0 if began else self.early + 1
         self._pause = min(2.0 ** (self.early - 2), 60.0) if self.early > 1 else 0.0
-        log.warning("worker process %s; another one takes its place", why)
+        log.warning("worker process %s; another one takes its place%s", why, where)
 
     def _time(self, process: BaseProcess, passed: float) -> None:
         """End the process if its piece of work is overdue, or something in it goes on after that."""
@@ -273,6 +301,17 @@ class Job:
             self._process.join(GRACE)
             self._process = None
             self.pipe.close()
+
+    def close(self) -> None:
+        if self._faults is not None:
+            self._faults.close()
+
+
+def _memory() -> Any:
+    """Return a file in memory, None where there are none."""
+    with contextlib.suppress(OSError, AttributeError):
+        return open(os.memfd_create("speval"), "w+b", buffering=0)
+    return None
 
 
 def _kill(process: BaseProcess) -> None:
@@ -363,7 +402,9 @@ def _blocked() -> Iterator[set[Any] | None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, level: int, mask: Any) -> None:
+def _main(
+    work: Callable[[Any], None], count: Any, pipe: Any, faults: Any, parent: int, level: int, mask: Any
+) -> None:
     """Do the work, in its process, and say how it ended."""
     global _level  # noqa: PLW0603 - it is that of the process
     _level = level
@@ -376,6 +417,8 @@ def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, level
     if "numpy.random" in sys.modules:  # as Python does with its own: else all would draw the same numbers
         sys.modules["numpy.random"].seed()
     _flush_all()
+    if faults is not None:
+        _note_faults(faults)
     said: bytes = pickle.dumps(None)
     pid, ours = os.getpid(), identity(pipe.fileno())
     try:
@@ -387,6 +430,15 @@ def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, level
     if identity(pipe.fileno()) == ours:  # else `func` has closed it, and the number may be a file of his
         with contextlib.suppress(OSError):
             pipe.send_bytes(said)
+
+
+def _note_faults(file: Any) -> None:
+    """Let Python say where it is if this process dies of a fault: by a number that no other file gets."""
+    import faulthandler
+    import fcntl
+
+    with contextlib.suppress(OSError):  # so many descriptors are not to be had
+        faulthandler.enable(fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, HIGH), all_threads=False)
 
 
 def _flush_all() -> None:

@@ -129,7 +129,7 @@ def survey(evals_fname: Name, room: int = 10) -> Survey:
         counts = count_surely(conn)
         workers = [
             Working(id, _readable(host), _readable(pid), _time(started), not db.locks.is_dead(id))
-            for id, host, pid, started in live(conn)
+            for id, host, pid, started, _ in live(conn)
         ]
         claims = conn.execute(RUNNING, {"room": room}).fetchall()
     running = [(_text(name), _time(started), worker) for name, started, worker in claims]

@@ -1,0 +1,108 @@
+"""The function that is evaluated has changed: who evaluates it is told, and goes on."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import pathlib
+import textwrap
+from typing import Any
+
+import pytest
+from conftest import Sandbox, until
+
+from speval import load_evals, speval
+from speval.function import code_of
+
+
+def made(source: str, **names: Any) -> Any:
+    """Return what a source text calls f."""
+    exec(textwrap.dedent(source), names)
+    return names["f"]
+
+
+WAS = "def f(x, y=2, *, z='a'):\n    return {x: 3, **{v: 1.5 for v in 'ab' if v in {'a', 'c', z}}}"
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        WAS.replace("3", "4"),
+        WAS.replace("1.5", "1"),
+        WAS.replace("y=2", "y=3"),
+        WAS.replace("'a', 'c'", "'a', 'd'"),
+        WAS.replace("z='a'", "z='b'"),
+        WAS.replace("x: 3", "str(x): 3"),
+        WAS.replace("return", "return 1 and"),
+    ],
+)
+def test_another_code_or_default_is_another_function(now: str) -> None:
+    assert code_of(made(now)) != code_of(made(WAS))
+
+
+@pytest.mark.parametrize("now", [WAS, "\n\n# moved\n" + WAS, WAS.replace("return", "'It does.'\n    return")])
+def test_another_place_or_docstring_is_not(now: str) -> None:
+    assert code_of(made(now)) == code_of(made(WAS))
+
+
+def test_arguments_of_a_partial_count_and_decorators_and_methods_are_looked_through() -> None:
+    f = made(WAS)
+    partials = [
+        functools.partial(f),
+        functools.partial(f, y=1),
+        functools.partial(f, y=2),
+        functools.partial(f, 1),
+    ]
+    assert len({code_of(partial) for partial in partials}) == 4
+    assert code_of(functools.partial(f, y=object())) == code_of(functools.partial(f, y=object()))
+    assert code_of(functools.lru_cache(f)) == code_of(f)
+    assert code_of(type("A", (), {"__call__": f})()) == code_of(type("A", (), {"f": f})().f) == code_of(f)
+
+
+@pytest.mark.parametrize("func", [abs, dict, int.__add__, functools.partial(abs)])
+def test_of_c_code_nothing_is_known(func: Any) -> None:
+    assert code_of(func) is None
+
+
+SCRIPT = """
+from functools import partial
+
+def square(x, power):
+    note(x)
+    if x == "wait":
+        wait_for("go")
+    return {"one", "two", "three"} and int(x) ** power if x != "wait" else None
+
+speval(partial(square, power=int(sys.argv[1])), sys.argv[2:], "evals.db")
+"""
+
+
+def test_instances_of_one_code_are_not_warned_and_those_of_another_are(sandbox: Sandbox) -> None:
+    sandbox.touch("go")
+    assert sandbox.run(SCRIPT, "2", "1", "2") == ""
+    assert sandbox.run(SCRIPT, "2", "1", "2", "wait") == ""
+    said = sandbox.run(SCRIPT, "3", "1", "2", "wait", "4")
+    assert "3 results in" in said
+    assert "another version of square(), whose code has changed" in said
+    assert [row["result"] for row in load_evals(sandbox.db)] == [1, 4, None, 64]
+
+
+def test_one_that_works_meanwhile_with_another_code_is_named(sandbox: Sandbox) -> None:
+    other = sandbox.start(SCRIPT, "2", "wait")
+    until(sandbox.calls)
+    late = sandbox.start(SCRIPT, "3", "wait", "1")
+    until(lambda: len(sandbox.calls()) == 2)
+    sandbox.touch("go")
+    assert f"process {other.pid} on" in sandbox.end(late)
+    sandbox.end(other)
+
+
+def test_results_of_another_python_are_not_said_to_be_of_another_code(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("speval.function.VERSION", "2.7 ")
+        speval(lambda x: x, [1], tmp_path / "evals.db")
+    with caplog.at_level(logging.WARNING):
+        speval(lambda x: x + 1, [1, 2], tmp_path / "evals.db")
+    assert caplog.messages == []
