@@ -677,7 +677,7 @@ def speval(
     ----------
     func : callable
         Called with the arguments of one evaluation, as they are after a way through JSON (a tuple is
-        a list then). What it returns is stored as JSON; NumPy scalars and arrays are converted.
+        a list then). What it returns is stored as JSON; what has one obvious form there is converted.
         An exception that it raises is stored as the evaluation's error.
     eval_space : iterable or dict
         Arguments of each evaluation, anything that JSON has. The evaluations are called "0", "1", ...

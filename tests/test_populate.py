@@ -102,13 +102,13 @@ def test_a_name_is_text_or_a_number(db: pathlib.Path, error: type[Exception], ke
 
 def test_an_argument_without_json_is_named_and_the_database_stays_as_it_was(db: pathlib.Path) -> None:
     with pytest.raises(
-        TypeError, match="arguments of evaluation '1': cannot be stored as JSON: Object of type set"
+        TypeError, match="arguments of evaluation '1': cannot be stored as JSON: Object of type bytes"
     ):
-        speval(len, [[], set()], db)
+        speval(len, [[], b""], db)
     assert not db.exists()
     speval(len, [[]], db)
     with pytest.raises(TypeError, match="evaluation '1'"):
-        speval(len, [[], set()], db)
+        speval(len, [[], b""], db)
     assert names(db) == ["0"]
 
 
