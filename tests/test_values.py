@@ -504,5 +504,5 @@ def test_other_arguments_under_a_stored_name_are_noticed(stored: Any, now: Any) 
         if repr(by_key(stored)) == repr(by_key(now)):
             assert speval(id, [now], name)["completed"] == 1
         else:
-            with pytest.raises(SpevalError, match="has the arguments"):
+            with pytest.raises(SpevalError, match="the evaluation space differs"):
                 speval(id, [now], name)
