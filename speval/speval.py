@@ -85,7 +85,8 @@ def populate(db: Database, space: Space, func: str) -> bool:
             rest = any(left(conn))
     for (name,) in first:
         if name != func:
-            log.warning("%s was made for the function %s, now comes %s", db.path, visible(name), func)
+            words = "%s was made for the function %s, now comes %s: what is stored is not evaluated again"
+            log.warning(words, db.path, visible(name), func)
     return rest
 
 
@@ -249,7 +250,7 @@ ADOPT = "UPDATE evals SET worker = :worker WHERE status = 'in_progress' AND work
 RECLAIM = """
     UPDATE evals SET worker = NULL, started = NULL, updated = :now, losses = losses + 1,
         status = CASE WHEN losses + 1 < :max_attempts THEN 'pending' ELSE 'failed' END,
-        error = 'lost ' || (losses + 1) || ' times: each time its worker died or ran past the timeout'
+        error = 'lost ' || (losses + 1) || ' times: its process died (out of memory?) or ran past the timeout'
     WHERE status = 'in_progress' AND worker = :worker"""
 
 
@@ -404,7 +405,7 @@ class Worker:
                     raise SpevalError(
                         f"the first {failed} evaluations of this instance all failed, the last with"
                         f" {last_line(outcome.error)}: mend the cause, then reset_evals() and start"
-                        " again; or set max_failures"
+                        " again; or set max_failures=None"
                     )
 
     def _room(self) -> int:
@@ -638,7 +639,8 @@ class Worker:
         for (claim, _, error, started, ended), accepted in zip(outcomes, stored):
             if not accepted:
                 log.warning(
-                    "dropped what came late for evaluation %s, attempt %s", visible(claim.name), claim.attempt
+                    "dropped what came late for evaluation %s, attempt %s: it was given to another, or reset",
+                    *(visible(claim.name), claim.attempt),
                 )
             elif error is not None:
                 log.warning("evaluation %s failed: %s", visible(claim.name), last_line(error))
@@ -747,7 +749,7 @@ def speval(
     db = database(evals_fname)
     _announce(db.path)
     if db.path in _waiting_for_this():
-        raise SpevalError(f"speval() inside func on the same database would wait for itself: {db.path}")
+        raise SpevalError(f"speval() inside func on {db.path} too would wait for itself: use another file")
     with Space(eval_space) as space:
         rest = populate(db, space, _func_name(func))
     counts = None if rest else count_evals(db)
@@ -765,7 +767,7 @@ def speval(
     if counts["failed"]:
         name = os.fsdecode(evals_fname) if isinstance(evals_fname, (str, bytes, os.PathLike)) else db.path
         log.warning(
-            "%d of %d evaluations failed: load_evals(%r, 'failed') says why, reset_evals() tries again",
+            "%d of %d evaluations failed: load_evals(%r, 'failed') says why; reset_evals() and start again",
             *(counts["failed"], sum(counts.values()), name),
         )
     return counts

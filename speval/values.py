@@ -127,7 +127,7 @@ def to_json(value: Any) -> str:
     except Exception as exc:
         raise TypeError(f"cannot be stored as JSON: {message(exc)}") from exc
     if len(text) > MAX_JSON:
-        raise TypeError(f"{len(text)} characters of JSON are too many, {MAX_JSON} can be stored")
+        raise TypeError(f"{len(text)} characters of JSON are too many: write a file, and store its name")
     return text
 
 

@@ -166,7 +166,8 @@ def test_another_function_on_the_same_database_is_warned(
     assert caplog.messages == []
     speval(len, [1, [2]], db)
     speval(len, [1, [2]], db)
-    assert caplog.messages == [f"{db} was made for the function abs, now comes len"] * 2
+    told = f"{db} was made for the function abs, now comes len: what is stored is not evaluated again"
+    assert caplog.messages == [told] * 2
 
 
 def test_evaluations_deleted_with_the_shell_are_added_again(db: pathlib.Path) -> None:
