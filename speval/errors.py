@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 __all__ = ["NotWritable", "SpaceMismatch", "SpevalError", "cut", "last_line", "message", "plain", "visible"]
 
@@ -25,16 +29,79 @@ class SpaceMismatch(SpevalError):
     """
 
     def __init__(self, path: str, name: str, stored: object, given: object) -> None:
+        changes = list(itertools.islice(_changes(stored, given), MOST_CHANGES))
+        said = "; ".join(itertools.starmap(_change, changes[:3])) + "; and more" * (len(changes) > 3)
         super().__init__(
-            f"evaluation {name!r} of {path} has the arguments {cut(repr(stored))}, but the evaluation"
-            f" space now says {cut(repr(given))}. All instances have to get the same evaluation space:"
-            " seed the random generator, sort what came from a set or from os.listdir, name the"
-            " evaluations with a dict, or use another file for another space."
+            f"the evaluation space differs from that of {path}: in evaluation {name!r}, {said}."
+            f" {_what_to_do(name, changes)}"
         )
         self.path, self.name, self.stored, self.given = path, name, stored, given
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.path, self.name, self.stored, self.given)
+
+
+ABSENT = object()
+MOST_CHANGES, DEPTH = 100, 10  # that are looked at, in so many dicts and lists inside each other
+
+
+def _changes(stored: Any, given: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the places where arguments differ, with what is stored and what is given there, or ABSENT."""
+    keys: Iterable[Any] = ()
+    if len(where) < DEPTH and type(stored) is type(given):
+        if isinstance(stored, dict):
+            keys = {**stored, **given}
+        elif isinstance(stored, list) and len(stored) == len(given) and not _are_moved(stored, given):
+            keys = range(len(stored))
+    for key in keys:
+        was, now = (of.get(key, ABSENT) if isinstance(of, dict) else of[key] for of in (stored, given))
+        yield from _changes(was, now, (*where, key))
+    if not keys and repr(stored) != repr(given):  # which tells 1 from 1.0 and True, and not NaN from NaN
+        yield "args" + "".join(f"[{cut(repr(key), 60)}]" for key in where), stored, given
+
+
+def _are_moved(stored: Any, given: Any) -> bool:
+    """Tell whether two lists have the same elements in another order."""
+    if not (isinstance(stored, list) and isinstance(given, list)):
+        return False
+    texts = [list(map(repr, elements)) for elements in (stored, given)]
+    return texts[0] != texts[1] and sorted(texts[0]) == sorted(texts[1])
+
+
+def _change(where: str, stored: Any, given: Any) -> str:
+    if stored is ABSENT:
+        return f"{where} is new, {cut(repr(given), 100)}"
+    if given is ABSENT:
+        return f"{where} is gone, it was {cut(repr(stored), 100)}"
+    texts = [repr(stored), repr(given)]
+    same = len(os.path.commonprefix(texts)) - 20  # noqa: RUF071 - of characters
+    if same > 0 and max(map(len, texts)) > 100:
+        texts = [f"[...] {text[same:]}" for text in texts]
+    return f"{where} was {cut(texts[0], 100)}, now it is {cut(texts[1], 100)}"
+
+
+def _what_to_do(name: str, changes: list[tuple[str, Any, Any]]) -> str:
+    """Return what helps in most cases where that has changed, before what helps in others."""
+    pairs = [(stored, given) for _, stored, given in changes]
+    keep = "Use another file; or, to keep the results that are there,"
+    if all(stored is ABSENT for stored, _ in pairs):
+        return f"{keep} leave out what is new and give it a default in func."
+    if all(given is ABSENT for _, given in pairs):
+        return f"{keep} put back what is gone."
+    if any(ABSENT in pair for pair in pairs):
+        return f"{keep} leave their arguments as they were."
+    new = "add what is new at the end of the list" if name.isdigit() else "give what is new another name"
+    other = f"use another file, or {new}"
+    if all(_are_moved(*pair) for pair in pairs):
+        return f"Sort what comes from a set or from os.listdir, seed what is shuffled. Or {other}."
+    if all(isinstance(value, float) and len(repr(value)) > 10 for pair in pairs for value in pair):
+        return f"If they are random, seed the generator, for all instances to get the same. If not, {other}."
+    if all(isinstance(value, str) for pair in pairs for value in pair):
+        return f"If they come from a set or from os.listdir, sort them. If not, {other}."
+    return (
+        f"If the change is meant, {other}. If not, seed the random generator and sort what comes from a set"
+        " or from os.listdir, for all instances to get the same."
+    )
 
 
 class NotWritable(SpevalError):

@@ -249,7 +249,7 @@ RECLAIM = """
         status = CASE WHEN losses + 1 < :max_attempts THEN 'pending' ELSE 'failed' END,
         error = CASE WHEN length(error) > :enough THEN error ELSE coalesce(error, '') || :line END
             || CASE WHEN losses + 1 < :max_attempts THEN '' ELSE 'lost ' || (losses + 1)
-            || ' times: each time its worker died or ran past the timeout' END
+            || ' times: its process died (out of memory?) or ran past the timeout' END
     WHERE status = 'in_progress' AND worker = :worker"""
 
 
@@ -409,7 +409,7 @@ class Worker:
                     raise SpevalError(
                         f"the first {failed} evaluations of this instance all failed, the last with"
                         f" {last_line(outcome.error)}: mend the cause, then reset_evals() and start"
-                        " again; or set max_failures"
+                        " again; or set max_failures=None"
                     )
 
     def _room(self) -> int:
@@ -643,7 +643,8 @@ class Worker:
         for (claim, _, error, started, ended), accepted in zip(outcomes, stored):
             if not accepted:
                 log.warning(
-                    "dropped what came late for evaluation %s, attempt %s", visible(claim.name), claim.attempt
+                    "dropped what came late for evaluation %s, attempt %s: it was given to another, or reset",
+                    *(visible(claim.name), claim.attempt),
                 )
             elif error is not None:
                 log.warning("evaluation %s failed: %s", visible(claim.name), last_line(error))
@@ -675,7 +676,7 @@ def speval(
     ----------
     func : callable
         Called with the arguments of one evaluation, as they are after a way through JSON (a tuple is
-        a list then). What it returns is stored as JSON; NumPy scalars and arrays are converted.
+        a list then). What it returns is stored as JSON; what has one obvious form there is converted.
         An exception that it raises is stored as the evaluation's error.
     eval_space : iterable or dict
         Arguments of each evaluation, anything that JSON has. The evaluations are called "0", "1", ...
@@ -745,7 +746,7 @@ def speval(
     db = database(evals_fname)
     _announce(db.path)
     if db.path in _waiting_for_this():
-        raise SpevalError(f"speval() inside func on the same database would wait for itself: {db.path}")
+        raise SpevalError(f"speval() inside func on {db.path} too would wait for itself: use another file")
     with Space(eval_space) as space:
         rest = populate(db, space, func)
     counts = None if rest else count_evals(db)
@@ -763,7 +764,7 @@ def speval(
     if counts["failed"]:
         name = os.fsdecode(evals_fname) if isinstance(evals_fname, (str, bytes, os.PathLike)) else db.path
         log.warning(
-            "%d of %d evaluations failed: load_evals(%r, 'failed') says why, reset_evals() tries again",
+            "%d of %d evaluations failed: load_evals(%r, 'failed') says why; reset_evals() and start again",
             *(counts["failed"], sum(counts.values()), name),
         )
     return counts

@@ -24,6 +24,12 @@ def names(db: pathlib.Path) -> list[str]:
     return [row["name"] for row in load_evals(db)]
 
 
+def nested(depth: int, value: Any) -> Any:
+    for _ in range(depth):
+        value = {"k": value}
+    return value
+
+
 def test_a_bare_file_name_works_and_missing_directories_are_made(sandbox: Sandbox) -> None:
     sandbox.run("""
 import pathlib
@@ -66,7 +72,7 @@ def test_new_names_extend_the_sweep_in_any_order(db: pathlib.Path) -> None:
 
 def test_another_space_is_refused_and_nothing_is_added(db: pathlib.Path) -> None:
     speval(abs, [-1, -2], db)
-    with pytest.raises(SpaceMismatch, match=r"evaluation '1' .* arguments -2, .* now says 5") as caught:
+    with pytest.raises(SpaceMismatch, match="in evaluation '1', args was -2, now it is 5") as caught:
         speval(abs, [-1, 5, 7], db)
     assert (caught.value.name, caught.value.stored, caught.value.given) == ("1", -2, 5)
     assert [row["args"] for row in load_evals(db)] == [-1, -2]
@@ -75,7 +81,33 @@ def test_another_space_is_refused_and_nothing_is_added(db: pathlib.Path) -> None
 def test_that_another_space_is_refused_comes_out_of_a_pool_of_processes_too() -> None:
     mismatch = pickle.loads(pickle.dumps(SpaceMismatch("evals.db", "a", 1, [2])))
     assert (mismatch.name, mismatch.stored, mismatch.given) == ("a", 1, [2])
-    assert "evaluation 'a' of evals.db" in str(mismatch)
+    assert "that of evals.db: in evaluation 'a', args was 1, now it is [2]" in str(mismatch)
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "says", "advises"),
+    [
+        ({"x": 1}, {"x": 1, "y": 0.1}, "args['y'] is new, 0.1.", "give it a default in func"),
+        ({"x": 1, "y": 0.1}, {"x": 1}, "args['y'] is gone, it was 0.1.", "put back"),
+        ({"x": 1}, {"y": 1}, "args['x'] is gone, it was 1; args['y'] is new, 1.", "another file; or"),
+        ({"m": {"lr": 0.1}}, {"m": {"lr": 0.2}}, "args['m']['lr'] was 0.1, now it is 0.2.", "If the change"),
+        ([0, 1], [0, True], "args[1] was 1, now it is True.", "If the change is meant"),
+        ({"x": 0.13436424411240122}, {"x": 0.8474337369372327}, "args['x'] was 0.134", "If they are random"),
+        (["b", "a"], ["a", "b"], "args was ['b', 'a'], now it is ['a', 'b'].", "Sort"),
+        ("b.txt", "a.txt", "args was 'b.txt', now it is 'a.txt'.", "sort them"),
+        (["x" * 200], ["x" * 200, 1], "xxx'], now it is [...] x", "xxx', 1]. If"),
+        ({}, {"y": "x" * 10**6}, "args['y'] is new, 'xxx", "xxx'. Use another file"),
+        (list(range(9)), list(range(1, 10)), "args[2] was 2, now it is 3; and more.", "If the change"),
+        (nested(900, 1), nested(900, 2), "args['k']['k']['k']", "If the change"),
+    ],
+)
+def test_who_gives_another_space_is_told_what_differs_and_what_to_do(
+    stored: Any, given: Any, says: str, advises: str
+) -> None:
+    told = str(SpaceMismatch("evals.db", "a", stored, given))
+    assert says in told
+    assert advises in told[told.index(says) :]
+    assert len(told) < 800
 
 
 def test_the_order_of_keys_is_no_difference_but_a_type_is(db: pathlib.Path) -> None:
@@ -102,13 +134,13 @@ def test_a_name_is_text_or_a_number(db: pathlib.Path, error: type[Exception], ke
 
 def test_an_argument_without_json_is_named_and_the_database_stays_as_it_was(db: pathlib.Path) -> None:
     with pytest.raises(
-        TypeError, match="arguments of evaluation '1': cannot be stored as JSON: Object of type set"
+        TypeError, match="arguments of evaluation '1': cannot be stored as JSON: Object of type bytes"
     ):
-        speval(len, [[], set()], db)
+        speval(len, [[], b""], db)
     assert not db.exists()
     speval(len, [[]], db)
     with pytest.raises(TypeError, match="evaluation '1'"):
-        speval(len, [[], set()], db)
+        speval(len, [[], b""], db)
     assert names(db) == ["0"]
 
 
@@ -134,7 +166,8 @@ def test_another_function_on_the_same_database_is_warned(
     assert caplog.messages == []
     speval(len, [1, [2]], db)
     speval(len, [1, [2]], db)
-    assert caplog.messages == [f"{db} was made for the function abs, now comes len"] * 2
+    told = f"{db} was made for the function abs, now comes len: what is stored is not evaluated again"
+    assert caplog.messages == [told] * 2
 
 
 def test_evaluations_deleted_with_the_shell_are_added_again(db: pathlib.Path) -> None:

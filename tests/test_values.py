@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import datetime
+import decimal
+import enum
+import json
 import math
 import os
 import pathlib
 import re
 import tempfile
+import types
+import unittest.mock
+import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from conftest import Sandbox
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from speval import SpevalError, count_evals, load_evals, speval
+from speval.values import to_json
 
 # Each example is a real database, written to the disk for each evaluation of it: so few examples, with
 # many values in each.
@@ -153,6 +164,153 @@ def test_numpy_scalars_and_arrays_are_converted_wherever_they_stand(db: pathlib.
     assert repr([row["result"] for row in load_evals(db)]) == repr(expected)
 
 
+class Colour(enum.Enum):
+    RED = "red"
+    PAIR = (1, 2)
+    INNER = pathlib.PurePosixPath("a")
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Word(str, enum.Enum):
+    A = "a"
+
+    def __str__(self) -> str:
+        return "not its value"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: Any
+    y: Any = None
+    dimensions: ClassVar[int] = 2
+
+
+class Table:
+    """What says itself what it is as a dict, as pandas' objects do."""
+
+    def __init__(self, columns: Any) -> None:
+        self.columns = columns
+
+    def to_dict(self) -> Any:
+        return dict(self.columns)
+
+    def tolist(self) -> list[Any]:
+        return list(self.columns)
+
+
+UTC = datetime.timezone.utc
+# What has one obvious form in JSON, and that.
+ALMOST_JSON: dict[str, tuple[Any, Any]] = {
+    "enum": ([Colour.RED, Colour.PAIR, Colour.INNER], ["red", [1, 2], "a"]),
+    "enum of numbers or text": ([Number.ONE, Word.A], [1, "a"]),
+    "dataclass": (Point(1, Point({2})), {"x": 1, "y": {"x": [2], "y": None}}),
+    "path": ([pathlib.Path("a/b"), pathlib.PurePosixPath("\udcff")], ["a/b", "\udcff"]),
+    "uuid": (uuid.UUID(int=5), "00000000-0000-0000-0000-000000000005"),
+    "date": (datetime.date(2020, 1, 2), "2020-01-02"),
+    "datetime": (datetime.datetime(2020, 1, 2, 3, 4, 5, 6, UTC), "2020-01-02T03:04:05.000006+00:00"),
+    "time": (datetime.time(3, 4), "03:04:00"),
+    "deque": (collections.deque([2, 1], 2), [2, 1]),
+    "set": ([{10, 9, 1}, frozenset("ba"), set()], [[1, 9, 10], ["a", "b"], []]),
+    "set of sets": ({frozenset({2, 1}), frozenset({3}), frozenset()}, [[], [1, 2], [3]]),
+    "set without an order": ({"b", None, 2, Point(1)}, ["b", 2, None, {"x": 1, "y": None}]),
+    "to_dict before tolist": (Table({"a": Table({"b": {1}})}), {"a": {"b": [1]}}),
+    "dates as keys": (Table({datetime.date(2020, 1, 2): Colour.RED}), {"2020-01-02": "red"}),
+    "keys": (
+        {Colour.RED: {uuid.UUID(int=1): 1}, pathlib.Path("p"): 2, Number.ONE: 3, np.int64(5): 4, None: 5},
+        {"red": {"00000000-0000-0000-0000-000000000001": 1}, "p": 2, "1": 3, "5": 4, "null": 5},
+    ),
+    "numpy dates": (
+        [np.datetime64("2020-01-02"), np.datetime64("2020-01-02", "ns"), np.datetime64("NaT", "s")],
+        ["2020-01-02", "2020-01-02T00:00:00.000000000", None],
+    ),
+    "arrays of dates": (
+        [np.array([["2020-01-02", "NaT"]], "M8[ns]"), np.array("2020", "M8[Y]")],
+        [[["2020-01-02T00:00:00.000000000", None]], "2020"],
+    ),
+    "records with dates": (
+        np.array([(0, 2.5)], dtype=[("a", "M8[ns]"), ("b", float)]),
+        [["1970-01-01T00:00:00.000000000", 2.5]],
+    ),
+    "half floats": (np.array([0.5], np.float16), [0.5]),
+}
+
+
+@pytest.mark.parametrize("kind", ALMOST_JSON)
+def test_what_has_one_obvious_form_in_json_has_it_as_argument_and_as_result(
+    kind: str, db: pathlib.Path
+) -> None:
+    value, expected = ALMOST_JSON[kind]
+    seen: list[Any] = []
+
+    def func(args: Any) -> Any:
+        seen.append(args)
+        return value
+
+    assert speval(func, [value], db)["completed"] == 1
+    assert speval(func, [expected], db)["completed"] == 1  # the same space
+    (row,) = load_evals(db)
+    assert repr(seen) == repr([expected])
+    assert repr(row["result"]) == repr(expected)
+
+
+# Values that JSON does not know, each with what it is there.
+dates = st.dates() | st.times() | st.datetimes(timezones=st.none() | st.just(UTC))
+known = (
+    scalars.map(lambda value: (value, value))
+    | dates.map(lambda date: (date, date.isoformat()))
+    | st.uuids().map(lambda uuid: (uuid, str(uuid)))
+    | st.sets(st.integers()).map(lambda numbers: (numbers, sorted(numbers)))
+)
+converted = st.recursive(
+    known,
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda pairs: tuple([pair[i] for pair in pairs] for i in (0, 1)))
+        | inner.map(lambda pair: (Point(pair[0]), {"x": pair[1], "y": None}))
+        | st.tuples(st.dates(), inner).map(lambda of: ({of[0]: of[1][0]}, {of[0].isoformat(): of[1][1]}))
+    ),
+)
+
+
+@settings(few, max_examples=100)
+@given(converted)
+def test_whatever_stands_in_whatever_is_converted(pair: tuple[Any, Any]) -> None:
+    value, expected = pair
+    assert repr(json.loads(to_json(value))) == repr(expected)
+
+
+def test_all_instances_agree_on_the_order_of_a_set(sandbox: Sandbox) -> None:
+    script = """
+words = {"a", "b", "c", "d", None, (1, "x"), frozenset("xyz")}
+speval(lambda x: note(x), [words, {"k": frozenset("abcdefgh")}], "evals.db")
+"""
+    for seed in "12":
+        with unittest.mock.patch.dict(os.environ, PYTHONHASHSEED=seed):
+            sandbox.run(script)
+    assert sandbox.column("args")[1] == {"k": list("abcdefgh")}
+    assert len(sandbox.calls()) == 2
+
+
+def test_objects_of_pandas_are_what_their_to_dict_says(db: pathlib.Path) -> None:
+    pd = pytest.importorskip("pandas")
+    days = pd.date_range("2020-01-02", periods=2)
+    first, second = "2020-01-02T00:00:00", "2020-01-03T00:00:00"
+    frame = pd.DataFrame({"day": [days[0], pd.NaT], "n": pd.array([1, pd.NA], dtype="Int64")}, index=days)
+    expected = [
+        {"day": {first: first, second: None}, "n": {first: 1, second: None}},
+        {first: 1, second: None},
+        [first, second],
+        first,
+        {"a": 1.5},
+    ]
+    space = [frame, frame["n"], days, days[0], pd.Series({"a": 1.5})]
+    assert speval(lambda args: args, space, db)["completed"] == len(space)
+    assert [row["result"] for row in load_evals(db)] == expected
+    assert [row["args"] for row in load_evals(db)] == expected
+
+
 class Silent(Exception):
     def __str__(self) -> str:
         raise RuntimeError("an exception without words")
@@ -194,29 +352,65 @@ def circular() -> list[Any]:
     return value
 
 
+def selfish() -> Point:
+    point = Point([])
+    point.x.append(point)
+    return point
+
+
+class Odd(enum.Enum):
+    ODD = b"odd"
+
+
+class Demanding:
+    def to_dict(self, more: int) -> None:
+        raise NotImplementedError
+
+
+class Frame:
+    """What has lines of the same name, of which a dict keeps one."""
+
+    index = types.SimpleNamespace(is_unique=False)
+
+    def to_dict(self) -> dict[str, int]:
+        return {"a": 2}
+
+
 # What cannot be stored, the type that the error has to name, and what it has to keep of the repr.
 NOT_JSON: dict[str, tuple[Any, str, str]] = {
-    "object": (pathlib.PurePosixPath("/a"), "PurePosixPath", "func returned PurePosixPath('/a')"),
-    "set": ({"only": {3}}, "set", "func returned {'only': {3}}"),
+    "object": ({"only": slice(3)}, "slice", "func returned {'only': slice(None, 3, None)}"),
     "bytes": ([b"\xff"], "bytes", r"func returned [b'\xff']"),
+    "bytes deep inside": (Table({Colour.RED: [{Point(b"\xff")}]}), "bytes", "func returned <"),
+    "decimal": (decimal.Decimal("0.1"), "Decimal", "func returned Decimal('0.1')"),
+    "time span": (datetime.timedelta(1), "timedelta", "func returned datetime.timedelta(days=1)"),
+    "class": ([Point], "type", "Point"),
+    "class of numpy": (np.float64, "type", "func returned <class 'numpy.float64'>"),
+    "enum without a value for it": (Odd.ODD, "bytes", "func returned <Odd.ODD"),
+    "mock": (unittest.mock.Mock(), "Mock", "func returned <Mock"),
     "complex": (1 + 2j, "complex", "func returned (1+2j)"),
     "numpy complex": (np.complex128(1j), "complex", "1j"),
-    "numpy date": (np.datetime64("2020-01-01"), "date", "2020-01-01"),
-    "numpy key": ({np.int64(1): 2}, "int64", "1"),
+    "numpy time span": (np.zeros(2, "m8[ns]"), "timedelta64", "func returned array([0, 0]"),
+    "numpy long number": (np.array([1], np.longdouble), "longdouble", "func returned array([1.]"),
     "tuple as key": ({(1, 2): 3}, "tuple", "func returned {(1, 2): 3}"),
+    "set as key": ({frozenset(): 3}, "frozenset", "func returned {frozenset(): 3}"),
+    "keys equal as text": ({Colour.RED: 1, "red": 2}, "two keys", "func returned {<Colour.RED"),
+    "index with duplicates": (Frame(), "duplicates in the index of a Frame", "func returned <"),
     "function": (abs, "builtin_function_or_method", "func returned <built-in function abs>"),
     "repr raises": (NoRepr(), "NoRepr", "NoRepr whose repr raises RuntimeError"),
     "repr with surrogates": (Surrogate(), "Surrogate", r"<\udcff\ud800"),
     "circular": (circular(), "Circular", "[{'again': [...]}]"),
     "too deep": (nested(200_000, None), "recursion", "list"),
     "too many digits": (10**5000, "digits", "int"),
-    "long repr": ({3: {"x" * 100_000}}, "set", "[...]"),
+    "long repr": ({3: ["x" * 100_000, 1j]}, "complex", "[...]"),
+    "dataclass in itself": (selfish(), "Circular", "func returned Point("),
+    "object in a set of its own": (Convertible([{Endless()}]), "recursion", "Convertible()"),
+    "to_dict needs more": (Demanding(), "argument", "func returned <"),
     "tolist raises": (Convertible(ValueError("no list")), "no list", "Convertible()"),
     "tolist raises surrogates": (Convertible(ValueError("\udcff")), r"\udcff", "Convertible()"),
     "tolist raises without words": (Convertible(Silent()), "Silent", "Convertible()"),
     "tolist raises a long text": (Convertible(ValueError("x" * 10**6)), "xxx", "Convertible()"),
-    "tolist returns itself": (Convertible(None), "Circular", "Convertible()"),
-    "tolist returns a set": (Convertible({1}), "set", "Convertible()"),
+    "tolist returns itself": (Convertible(None), "Convertible", "Convertible()"),
+    "tolist returns bytes": (Convertible({b"1"}), "bytes", "Convertible()"),
     "tolist without end": (Endless(), "recursion", "Endless"),
 }
 
@@ -310,5 +504,5 @@ def test_other_arguments_under_a_stored_name_are_noticed(stored: Any, now: Any) 
         if repr(by_key(stored)) == repr(by_key(now)):
             assert speval(id, [now], name)["completed"] == 1
         else:
-            with pytest.raises(SpevalError, match="has the arguments"):
+            with pytest.raises(SpevalError, match="the evaluation space differs"):
                 speval(id, [now], name)

@@ -240,7 +240,7 @@ class Locks:
                     self._pass(wait=True)
         except OSError as exc:
             if self._ofd:
-                raise NotWritable(f"{self.path} cannot be locked ({exc})") from exc
+                raise NotWritable(f"{self.path} cannot be locked ({exc}): is its server away?") from exc
             return False  # two threads on two databases get EDEADLK, and SQLite's locks do there
         with contextlib.suppress(OSError):
             os.pwrite(self._fd, _me(), HOLDER)

@@ -168,7 +168,7 @@ class Sqlite:
         self.locks.probe()
         # Two may be in the same transaction after a server lost their locks, and wait for each other's end.
         gives_up = time.monotonic() + GIVE_UP if statement == "COMMIT" and self.locks.shared else math.inf
-        with notice(lambda: "waiting for a process that keeps the database locked"):
+        with notice(lambda: f"waiting for a process that keeps the database locked, {self.path}"):
             while not _executed(conn, statement):
                 if time.monotonic() > gives_up:
                     raise NotWritable(PASSING[SQLITE_BUSY].format(path=self.path))
@@ -190,7 +190,8 @@ class Sqlite:
                 f"{self.path} is damaged ({exc}): when no instance runs, `sqlite3 {self.path} .recover` saves"
                 " what can be read"
             )
-        return SpevalError(f"{self.path} is not as speval made it ({message(exc)})")
+        hint = "was it changed by hand? Go on with a copy of before that, or with another file"
+        return SpevalError(f"{self.path} is not as speval made it ({message(exc)}): {hint}")
 
     def _found(self, exc: Exception) -> SpevalError | None:
         """Return what is wrong at the path of the database; None if there is a file."""
@@ -203,7 +204,7 @@ class Sqlite:
         except OSError as reason:
             return NotWritable(f"{self.path} cannot be reached ({reason})")
         if stat.S_ISDIR(found.st_mode):
-            return SpevalError(f"{self.path} is a directory, not a database")
+            return SpevalError(f"{self.path} is a directory, not a database: name a file")
         return None
 
 
