@@ -99,7 +99,8 @@ def differences(conn: Connection, path: str, func: Callable[[Any], Any]) -> list
     """Return what to say of other functions, or other code, by which there are results, or will be."""
     name = name_of(func)
     said = [
-        f"{path} was made for the function {visible(first)}, now comes {name}: what is stored is not evaluated again"
+        f"{path} was made for the function {visible(first)}, now comes {name}: what is stored is not"
+        " evaluated again"
         for (first,) in conn.execute(FIRST_FUNC).fetchall()
         if first != name
     ]
