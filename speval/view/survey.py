@@ -315,7 +315,9 @@ def results(evals_fname: Name, status: str | None = None) -> Iterator[dict[str, 
         row["started"], row["updated"] = _time(e["started"]), _time(e["updated"])
         row["host"], row["process"] = place(e["worker"])
         row["error"] = e["error"]
-        yield {key: _readable(value) for key, value in row.items()}
+        if bytes in map(type, row.values()):
+            row = {key: _readable(value) for key, value in row.items()}
+        yield row
 
 
 MORE = ("attempt", "losses", "started", "updated", "host", "process", "error")
