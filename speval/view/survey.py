@@ -418,7 +418,7 @@ def best(evals_fname: Name, key: str, largest: bool) -> tuple[str, dict[str, Any
     if row is None:
         return None
     column = resolve(key, list(tops) or columns(results(evals_fname, "completed")))
-    found = tops[column]
+    found = tops.get(column)
     return None if found is None else (column, found)
 
 
