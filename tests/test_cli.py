@@ -280,6 +280,11 @@ class TestResults:
         assert names == ["5", "3", "6", "7", "1", "4", "8", "0", "2"]
         assert command(sandbox, *words, "--reverse").split()[1:] == [*names[-2::-1], "2"]
 
+    def test_a_late_and_long_value_is_whole_in_a_pipe(self, sandbox: Sandbox) -> None:
+        speval(lambda x: "longest" * (x == 1000), range(1001), sandbox.db)
+        last = command(sandbox, "results", "evals.db", "--columns", "result,status").splitlines()[-1]
+        assert last.split() == ["longest", "completed"]
+
     def test_a_limit_shows_the_first(self, evaluated: Sandbox) -> None:
         lines = command(evaluated, "results", "evals.db", "--limit", "3").splitlines()
         assert [line.split()[0] for line in lines] == ["name", "0", "1", "2"]

@@ -21,12 +21,14 @@ def table(heads: list[str], rows: Iterable[list[Any]]) -> Iterator[str]:
     first = [[_cell(value) for value in row] for row in itertools.islice(rows, SEEN)]
     heads = [_cell(head) for head in heads]
     widths = [max(map(len, column)) for column in zip(heads, *first)]
+    pad = _whole
     if sys.stdout.isatty():
+        pad = _cut
         widths = _fitting(widths, shutil.get_terminal_size().columns)
     left_out = " .." if len(widths) < len(heads) else ""
     heads = _apart(heads[: len(widths)], widths)
     for row in itertools.chain([heads], first, ([_cell(value) for value in row] for row in rows)):
-        cells = [_pad(cell, width) for cell, width in zip(row, widths)]
+        cells = [pad(cell, width) for cell, width in zip(row, widths)]
         yield "  ".join(cells).rstrip() + left_out
 
 
@@ -79,5 +81,9 @@ def _cell(value: Any) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
-def _pad(cell: str, width: int) -> str:
+def _whole(cell: str, width: int) -> str:
+    return cell.ljust(width)
+
+
+def _cut(cell: str, width: int) -> str:
     return cell.ljust(width) if len(cell) <= width else f"{cell[: max(width - 2, 0)]}.."
