@@ -5,6 +5,7 @@ The map: each module imports only from those below it.
     cli                   the command line: parses, calls one function, prints
     view.doctor           do locks work in a directory?
     view.survey           how far a database is, who works on it, what failed and why
+    view.table            rows as a table that fits the terminal
     process.instances     n instances of a script: started, watched, restarted
     speval                THE JOB: what may happen to an evaluation, the worker, the public functions
     view.progress         how far a sweep is, in one line

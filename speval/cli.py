@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -21,17 +22,18 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .errors import SpevalError, visible
+from .errors import SpevalError, last_line, visible
 from .reading import STATUSES
 from .speval import ANNOUNCE, reset_evals
 from .view.progress import Progress, Rate, bar, duration, speed
+from .view.table import flat, table
 
 __all__ = ["main", "parser"]
 
 WATCH = 2.0  # seconds between two looks
-NARROW = 6  # a column is cut to this before others are left out
-SEEN = 1000  # rows by which the columns of a table get their widths
+PATIENCE = 10  # looks at which nobody works and nothing changes, until watching ends
 COLORS = {"completed": "32", "failed": "31", "in_progress": "33", "dead": "31", "no": "31", "ok": "32"}
+OPTION = re.compile(r"-(?!\d)")
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # what a spreadsheet takes for the start of a formula
 
 
@@ -39,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
     try:
         _prepare_output()
-        args = parser().parse_args(argv)
+        args = _parsed(argv)
         code: int = args.command(args)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head`: there is nobody to tell
@@ -99,16 +101,20 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-n", type=_number, default=-1, help="how many; by default one for each CPU")
     sub.add_argument("--threads", type=_number, metavar="K", help="threads for NumPy and its like in each")
     sub.add_argument("script")
-    sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script is given")
+    more = sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script is given")
+    more.required = False  # else it is said to be missing where the script is
 
     sub = add(_status, "speval status evals.db --watch")
     sub.add_argument("db", metavar="DB")
     sub.add_argument("--watch", action="store_true", help="look again and again, until all is finished")
+    sub.add_argument("--best", metavar="KEY", help="show the evaluation with the smallest, by a column")
+    sub.add_argument("--max", action="store_true", help="the largest is the best")
 
     sub = add(_results, "speval results evals.db --sort result --limit 10")
     sub.add_argument("db", metavar="DB")
     sub.add_argument("--status", choices=STATUSES, metavar="S", help=f"only these: {', '.join(STATUSES)}")
-    sub.add_argument("--sort", metavar="KEY", help="by a column, args.x or just x")
+    sub.add_argument("--columns", metavar="KEYS", help="only these: args.x or just x, with commas between")
+    sub.add_argument("--sort", metavar="KEYS", help="by a column, args.x or just x, or by several")
     sub.add_argument("--reverse", action="store_true", help="the largest first")
     sub.add_argument("--limit", type=_number, metavar="N", help="only the first so many")
     sub.add_argument("--format", choices=("table", "csv", "jsonl"), default="table", help="table by default")
@@ -138,10 +144,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _number(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return number
+
+
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
+    """Parse; names may also stand behind an option, where argparse leaves them over."""
+    args, rest = parser().parse_known_args(argv)
+    names = [word for word in rest if word != "--"]
+    if names and (args.command is not _retry or any(map(OPTION.match, names))):
+        parser().error(f"unrecognized arguments: {' '.join(map(visible, rest))}")
+    if names:
+        args.names += names
+    return args
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -167,23 +187,37 @@ def _status(args: argparse.Namespace) -> int:
     """Show how far a database is: counts, rate, time left, what runs, who works on it, what failed."""
     from .view import survey
 
-    recent = Rate()
+    if args.max and args.best is None:
+        raise ValueError("--max goes with --best")
+    recent, idle = Rate(), survey.Idle()
     while True:
+        began = time.monotonic()
         seen = survey.survey(args.db)
         finished = seen.total - seen.left
         rate = recent.learn(time.monotonic(), finished) or survey.rate(args.db, seen)
-        text = "\n".join(_describe(args.db, seen, rate, survey.failures(args.db, 100)))
+        best = None if args.best is None else survey.best(args.db, args.best, args.max)
+        text = "\n".join(_describe(args.db, seen, rate, best, survey.failures(args.db, 100)))
         if args.watch and sys.stdout.isatty():
             text = f"\x1b[H\x1b[2J{text}"
         print(text, flush=True)
         if not args.watch or not seen.left:
             return 1 if seen.counts["failed"] else 0
+        if idle.learn(seen) > PATIENCE:
+            print(f"nobody works on {_evaluations(seen.left)} left: {GO_ON}")
+            return 1
         if not sys.stdout.isatty():
             print()
-        time.sleep(WATCH)
+        time.sleep(max(WATCH, time.monotonic() - began))
 
 
-def _describe(db: str, seen: Any, rate: float | None, failures: list[Any]) -> Iterator[str]:
+GO_ON = "start the script again, and only what is not done yet is done"
+
+
+def _evaluations(number: int) -> str:
+    return f"{number} evaluation{'s that are' if number != 1 else ' that is'}"
+
+
+def _describe(db: str, seen: Any, rate: float | None, best: Any, failures: list[Any]) -> Iterator[str]:
     finished = seen.total - seen.left
     room = shutil.get_terminal_size().columns - len(f"{db}  {finished}/{seen.total}") - 3
     yield f"{db} {bar(finished, seen.total, max(1, min(room, 30)))} {finished}/{seen.total}"
@@ -191,6 +225,11 @@ def _describe(db: str, seen: Any, rate: float | None, failures: list[Any]) -> It
         yield _painted(f"{number:>10} {status}", status if number else "")
     if rate:
         yield f"rate {speed(rate)}" + (f", {duration(seen.left / rate)} left" if seen.left else "")
+    if best:
+        column, row = best
+        keys = ["name", column, *(key for key in row if key.startswith("args") and key != column)]
+        yield "best:"
+        yield from table(keys, [[row[key] for key in keys]])
     if seen.running:
         workers = {worker.id: worker for worker in seen.workers}
         rows = [
@@ -199,11 +238,11 @@ def _describe(db: str, seen: Any, rate: float | None, failures: list[Any]) -> It
         ]
         more = seen.counts["in_progress"] - len(rows)
         yield f"in progress, the oldest first{f', and {more} more' if more > 0 else ''}:"
-        yield from _table(["evaluation", "for", "host", "process"], rows)
+        yield from table(["evaluation", "for", "host", "process"], rows)
     if seen.workers:
         yield "workers:"
         rows = [[*_place(worker), _life(worker), _when(worker.started)] for worker in seen.workers]
-        yield from _table(["host", "process", "", "since"], rows)
+        yield from table(["host", "process", "", "since"], rows)
     if failures:
         yield "failures:"
         yield from _grouped(failures[:10])
@@ -229,12 +268,12 @@ def _grouped(failures: list[Any]) -> Iterator[str]:
     rows = [
         [number, line, ", ".join(names) + ", ..." * (number > len(names))] for line, number, names in failures
     ]
-    return _table(["times", "error", "evaluations"], rows)
+    return table(["times", "error", "evaluations"], rows)
 
 
 def _results(args: argparse.Namespace) -> int:
     """Print the evaluations. One column for each argument and each key of a dict result, then duration
-    (seconds), attempt and worker."""
+    (seconds); in CSV, or if named: attempt, losses, started, updated, host, process and error, too."""
     from .view import survey
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -244,24 +283,35 @@ def _results(args: argparse.Namespace) -> int:
         raise ValueError("--spreadsheet is for --format csv")
     if args.reverse and not args.sort:
         raise ValueError("--reverse goes with --sort")
-    if args.sort:
+    if args.sort is not None or args.columns is not None:
         keys = survey.columns(rows())
     else:
         keys = survey.columns(itertools.islice(rows(), args.limit)) if args.format != "jsonl" else []
-    found = survey.in_order(rows(), survey.resolve(args.sort, keys), args.reverse) if args.sort else rows()
-    some = itertools.islice(found, args.limit)
+    order = [] if args.sort is None else survey.named(args.sort, keys)
+    some = itertools.islice(survey.in_order(rows(), order, args.reverse), args.limit)
+    if args.columns is not None:
+        keys = survey.named(args.columns, keys)
+    elif args.format == "table":
+        keys = [key for key in keys if key not in survey.MORE]
     {"table": _print_table, "csv": _print_csv, "jsonl": _print_jsonl}[args.format](keys, some, args)
     return 0
 
 
 def _print_table(keys: list[str], rows: Iterable[dict[str, Any]], args: argparse.Namespace) -> None:
-    for line in _table(keys, ([row.get(key) for key in keys] for row in rows)):
+    for line in table(keys, ([_readable(key, row.get(key)) for key in keys] for row in rows)):
         print(line)
+
+
+def _readable(key: str, value: Any) -> Any:
+    """Return a value as a person reads it: a time as a date, of a traceback the last line."""
+    if key in ("started", "updated"):
+        return _when(value)
+    return last_line(str(value)) if key == "error" and value is not None else value
 
 
 def _print_jsonl(keys: list[str], rows: Iterable[dict[str, Any]], args: argparse.Namespace) -> None:
     for row in rows:
-        print(json.dumps(row))
+        print(json.dumps({key: row.get(key) for key in keys} if args.columns is not None else row))
 
 
 def _print_csv(keys: list[str], rows: Iterable[dict[str, Any]], args: argparse.Namespace) -> None:
@@ -272,12 +322,7 @@ def _print_csv(keys: list[str], rows: Iterable[dict[str, Any]], args: argparse.N
     writer.writerow([tame(key) for key in keys])
     for row in rows:
         values = [row.get(key) for key in keys]
-        writer.writerow([tame(text) if isinstance(text, str) else text for text in map(_flat, values)])
-
-
-def _flat(value: Any) -> Any:
-    """Return what is nested as JSON text."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
+        writer.writerow([tame(text) if isinstance(text, str) else text for text in map(flat, values)])
 
 
 def _tame(text: str) -> str:
@@ -302,9 +347,23 @@ def _errors(args: argparse.Namespace) -> int:
 
 def _retry(args: argparse.Namespace) -> int:
     """Make evaluations pending again. Those that failed, or that have another status, or some of them."""
+    from .view import survey
+
+    before = {name: survey.error_of(args.db, name)[0] for name in args.names}
     number = reset_evals(args.db, args.status, args.names or None)
     print(f"{number} evaluation{'s are' if number != 1 else ' is'} pending again")
+    for status in STATUSES:
+        names = [visible(name) for name, its in before.items() if its == status]
+        if names and status != args.status:
+            print(_left_alone(names, status))
     return 0
+
+
+def _left_alone(names: list[str], status: str) -> str:
+    what, are, them = ("evaluations", "are", "them") if len(names) > 1 else ("evaluation", "is", "it")
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    how = "" if status == "pending" else f": --status {status} would reset {them}"
+    return f"{what} {', '.join(names[:10])}{more} {are} {status}{how}"
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -330,39 +389,3 @@ def _painted(text: str, key: str) -> str:
     if not color or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{color}m{text}\x1b[0m"
-
-
-def _table(heads: list[str], rows: Iterable[list[Any]]) -> Iterator[str]:
-    """Yield the lines of a table that fits the terminal; its widths are those of the first 1000 rows."""
-    rows = iter(rows)
-    first = [[_cell(value) for value in row] for row in itertools.islice(rows, SEEN)]
-    heads = [_cell(head) for head in heads]
-    widths = [max(map(len, column)) for column in zip(heads, *first)]
-    if sys.stdout.isatty():
-        widths = _fitting(widths, shutil.get_terminal_size().columns)
-    for row in itertools.chain([heads], first, ([_cell(value) for value in row] for row in rows)):
-        cells = [_pad(cell, width) for cell, width in zip(row, widths)]
-        left_out = " .." if len(widths) < len(row) else ""
-        yield "  ".join(cells).rstrip() + left_out
-
-
-def _fitting(widths: list[int], columns: int) -> list[int]:
-    """Return widths whose table has at most so many columns: the widest are cut, the last left out."""
-    room = columns - 1
-    while len(widths) > 1 and sum(min(width, NARROW) + 2 for width in widths) > room:
-        widths, room = widths[:-1], columns - 4
-    while sum(widths) + 2 * len(widths) - 2 > room and max(widths) > NARROW:
-        widest = widths.index(max(widths))
-        widths = [*widths[:widest], widths[widest] - 1, *widths[widest + 1 :]]
-    return widths
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    text = f"{value:.6g}" if isinstance(value, float) else str(_flat(value))
-    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
-
-
-def _pad(cell: str, width: int) -> str:
-    return cell.ljust(width) if len(cell) <= width else f"{cell[: max(width - 2, 0)]}.."

@@ -23,10 +23,11 @@ import termios
 import pytest
 from conftest import LIMIT, PYTHON, Sandbox, until
 
-from speval import count_evals, load_evals, speval
+from speval import count_evals, load_evals, reset_evals, speval
 from speval.cli import main
 from speval.process.instances import Instance
-from speval.view import doctor
+from speval.process.machine import Mount
+from speval.view import doctor, survey
 
 BAD = [3, 7]
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
@@ -156,14 +157,36 @@ class TestErrorsOfUse:
             timeout=LIMIT,
             check=True,
         )
-        assert done.stdout.split() == ["name,status,args,result,duration,attempt,worker"]
+        assert done.stdout.split() == [
+            "name,status,args,result,duration,attempt,losses,started,updated,host,process,error"
+        ]
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (("run", "-n", "two", "x.py"), "argument -n: 'two' is no whole number from 1 on"),
+            (("run",), "are required: script"),
+            (("retry", "evals.db", "--stauts", "completed"), "unrecognized arguments: --stauts completed"),
+            (("results", "evals.db", "more"), "unrecognized arguments: more"),
+            (("status", "evals.db", "--max"), "--max goes with --best"),
+        ],
+    )
+    def test_what_is_wanted_is_said(
+        self, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+    ) -> None:
+        try:
+            code: object = main(list(words))
+        except SystemExit as exc:
+            code = exc.code
+        assert code == 2
+        assert capsys.readouterr().err.endswith(f"{said}\n")
 
 
 class TestResults:
     def test_csv_has_a_column_for_each_argument_and_each_key_of_a_result(self, evaluated: Sandbox) -> None:
         rows = list(csv.DictReader(io.StringIO(command(evaluated, "results", "evals.db", "--format", "csv"))))
-        keys = "name status args.x args.deep result.loss result.note duration attempt worker"
-        assert list(rows[0]) == keys.split()
+        keys = "name status args.x args.deep result.loss result.note duration attempt losses started updated"
+        assert list(rows[0]) == [*keys.split(), "host", "process", "error"]
         assert [row["args.x"] for row in rows] == [str(x) for x in range(10)]
         assert [row["result.loss"] for row in rows] == [
             "" if x in BAD else str((x - 5) ** 2) for x in range(10)
@@ -202,6 +225,66 @@ class TestResults:
             rows = list(csv.DictReader(io.StringIO(printed, newline="")))
             assert sorted(row["result"] for row in rows) == ["\\ud800", "a\rb", "c\nd"]
 
+    def test_a_table_shows_little_and_the_rest_to_who_names_it(self, evaluated: Sandbox) -> None:
+        head = command(evaluated, "results", "evals.db").splitlines()[0]
+        assert " ".join(head.split()) == "name status args.x args.deep result.loss result.note duration"
+        words = ["results", "evals.db", "--status", "failed", "--limit", "1"]
+        printed = command(evaluated, *words, "--columns", "error, attempt,losses,started,host,process,deep")
+        head, row = (re.split(r"\s{2,}", line) for line in printed.splitlines())
+        assert head == ["error", "attempt", "losses", "started", "host", "process", "args.deep"]
+        assert row[:3] == ["for 0", "1", "0"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row[3])
+        assert row[4:] == [os.uname().nodename, str(os.getpid()), '{"a": [3]}']
+
+    def test_named_columns_are_all_that_is_printed_also_those_of_late_rows(self, sandbox: Sandbox) -> None:
+        space = [{"a b": 1}, {"a b": 2}, {"a b": 3, "x,y": 7}]
+        speval(lambda args: sum(args.values()), space, sandbox.db)
+        words = ["results", "evals.db", "--columns", ' a b , "x,y",result,a b', "--format"]
+        assert command(sandbox, *words, "csv").splitlines() == [
+            'args.a b,"args.x,y",result',
+            "1,,1",
+            "2,,2",
+            "3,7,10",
+        ]
+        lines = command(sandbox, *words, "jsonl", "--limit", "1").splitlines()
+        assert list(map(json.loads, lines)) == [{"args.a b": 1, "args.x,y": None, "result": 1}]
+
+    @pytest.mark.parametrize("option", ["--columns", "--sort"])
+    def test_a_key_that_is_unknown_or_of_two_columns_is_told_what_there_is(
+        self, sandbox: Sandbox, option: str
+    ) -> None:
+        speval(lambda args: {"x": 1}, [{"x": 1}], sandbox.db)
+        for key, told in [
+            ("x", "'x' may be args.x or result.x: which?"),
+            ("z", "there is no column 'z', but name, status, args.x, result.x, duration, attempt, "),
+            ("", "there is no column '', but name, "),
+            ("a\nb", "is no list of columns: "),
+        ]:
+            assert told in command(sandbox, "results", "evals.db", option, key, code=2)
+
+    def test_several_keys_sort_whatever_is_there(self, sandbox: Sandbox) -> None:
+        values = [
+            ["b", 2],
+            ["a", 1],
+            [None, 1],
+            [2, 1],
+            ["a", "x"],
+            [1.5, 3],
+            [10**30, 0],
+            [[1], 0],
+            ["b", 1],
+        ]
+        speval(lambda args: args, values, sandbox.db)
+        words = ["results", "evals.db", "--sort", "0, 1", "--columns", "name", "--format", "csv"]
+        names = command(sandbox, *words).split()[1:]
+        assert names == ["5", "3", "6", "7", "1", "4", "8", "0", "2"]
+        assert command(sandbox, *words, "--reverse").split()[1:] == [*names[-2::-1], "2"]
+
+    def test_a_late_and_long_value_is_whole_in_a_pipe(self, sandbox: Sandbox) -> None:
+        speval(lambda x: "longest" * (x == 1000), range(1001), sandbox.db)
+        last = command(sandbox, "results", "evals.db", "--columns", "result,status").splitlines()[-1]
+        assert last.split() == ["longest", "completed"]
+
     def test_a_limit_shows_the_first(self, evaluated: Sandbox) -> None:
         lines = command(evaluated, "results", "evals.db", "--limit", "3").splitlines()
         assert [line.split()[0] for line in lines] == ["name", "0", "1", "2"]
@@ -213,8 +296,8 @@ class TestResults:
         conn.commit()
         conn.close()
         assert command(sandbox, "results", "evals.db", "--format", "csv").splitlines() == [
-            "name,status,args.0,args.1,result,duration,attempt,worker",
-            "a,completed,1,2,7,,0,",
+            "name,status,args.0,args.1,result,duration,attempt,losses,started,updated,host,process,error",
+            "a,completed,1,2,7,,0,0,,1.0,,,",
         ]
         assert "1 completed" in command(sandbox, "status", "evals.db")
 
@@ -231,6 +314,16 @@ class TestTerminal:
             assert max(map(len, lines)) <= columns
             assert len(lines) > 1
 
+    def test_long_heads_stay_apart(self, sandbox: Sandbox) -> None:
+        ends = [f"{which}_learning_rate{more}" for which in ("encoder", "decoder") for more in ("", "_decay")]
+        middles = [f"dropout_{where}_probability" for where in ("before", "within")]
+        speval(lambda args: 0, [dict.fromkeys([*ends, *middles], 0.1)], sandbox.db)
+        for columns in 70, 80, 100, 120:
+            head = on_terminal(sandbox, columns, "results", "evals.db").splitlines()[0]
+            heads = head.removesuffix(" ..").split()
+            assert len(heads) >= 8
+            assert len(set(heads)) == len(heads)
+
     def test_it_is_coloured_unless_the_user_says_no(self, evaluated: Sandbox) -> None:
         assert ESCAPE.search(on_terminal(evaluated, 80, "status", "evals.db"))
         assert not ESCAPE.search(on_terminal(evaluated, 80, "status", "evals.db", NO_COLOR="1"))
@@ -242,6 +335,18 @@ class TestErrors:
         head, line = command(evaluated, "errors", "evals.db", code=1).splitlines()
         assert head.split() == ["times", "error", "evaluations"]
         assert re.split(r"\s{2,}", line) == ["2", "for 0", "3, 7"]
+
+    def test_lines_that_differ_in_numbers_are_one(self, sandbox: Sandbox) -> None:
+        def func(x: int) -> None:
+            what = "float32" if x == 9 else "float64"
+            raise RuntimeError(f"no GPU {x} at 0x7f{x}c, {what}, {-x / 3}, 1e-{x}")
+
+        speval(func, range(10), sandbox.db, max_failures=None)
+        _, *lines = command(sandbox, "errors", "evals.db", code=1).splitlines()
+        groups = [re.split(r"\s{2,}", line) for line in lines]
+        assert [(number, names) for number, _, names in groups] == [("9", "0, 1, 2, ..."), ("1", "9")]
+        assert groups[0][1] == "RuntimeError: no GPU 0 at 0x7f0c, float64, 0.0, 1e-0"
+        assert "9      RuntimeError: no GPU 0" in command(sandbox, "status", "evals.db", code=1)
 
     def test_a_whole_traceback_is_shown(self, evaluated: Sandbox) -> None:
         printed = command(evaluated, "errors", "evals.db", "3", code=1)
@@ -265,8 +370,21 @@ class TestRetry:
         assert command(evaluated, "retry", "evals.db") == "2 evaluations are pending again\n"
         assert count_evals(evaluated.db)["pending"] == 2
 
+    def test_of_what_is_left_alone_it_is_said_why(self, evaluated: Sandbox) -> None:
+        assert command(evaluated, "retry", "evals.db", "5", "6") == (
+            "0 evaluations are pending again\n"
+            "evaluations 5, 6 are completed: --status completed would reset them\n"
+        )
+
+    def test_names_may_stand_behind_the_option(self, evaluated: Sandbox) -> None:
+        words = ["retry", "evals.db", "1", "--status", "completed", "2", "4"]
+        assert command(evaluated, *words) == "3 evaluations are pending again\n"
+        assert [e["name"] for e in load_evals(evaluated.db, "pending")] == ["1", "2", "4"]
+
     def test_some_by_name_and_of_another_status(self, evaluated: Sandbox) -> None:
-        assert command(evaluated, "retry", "evals.db", "3", "4") == "1 evaluation is pending again\n"
+        assert command(evaluated, "retry", "evals.db", "3", "4") == (
+            "1 evaluation is pending again\nevaluation 4 is completed: --status completed would reset it\n"
+        )
         words = ["retry", "evals.db", "4", "5", "--status", "completed"]
         assert command(evaluated, *words) == "2 evaluations are pending again\n"
         assert [e["name"] for e in load_evals(evaluated.db, "pending")] == ["3", "4", "5"]
@@ -341,6 +459,63 @@ speval(func, range(2), "evals.db")
         printed, _ = watch.communicate(timeout=LIMIT)
         assert watch.returncode == 0
         assert "2/2" in printed
+
+    def test_watching_ends_when_work_is_left_and_nobody_lives(self, evaluated: Sandbox) -> None:
+        reset_evals(evaluated.db)
+        watch = evaluated.start("""
+from speval import cli
+cli.WATCH = 0.0
+sys.exit(cli.main(["status", "evals.db", "--watch"]))
+""")
+        printed = evaluated.end(watch, 1)
+        assert printed.endswith(
+            "nobody works on 2 evaluations that are left: start the script again, and only what"
+            " is not done yet is done\n"
+        )
+        assert printed.count("8/10") > 5
+
+    def test_who_watches_is_patient_with_what_changes_or_cannot_be_known(self) -> None:
+        counts = {"pending": 1, "in_progress": 0, "completed": 0, "failed": 0}
+        dead = survey.Working(1, "host", 1, 1.5, alive=False)
+        seen = survey.Survey(counts, [dead], [], 0.0, sure=True)
+        idle = survey.Idle()
+        assert [idle.learn(seen) for _ in range(3)] == [0, 1, 2]
+        assert idle.learn(seen._replace(counts={**counts, "pending": 2})) == 0
+        assert [idle.learn(seen) for _ in range(3)] == [0, 1, 2]
+        assert idle.learn(seen._replace(workers=[dead, dead._replace(alive=True)])) == 0
+        assert idle.learn(seen) == 1
+        assert idle.learn(seen._replace(sure=False)) == 0
+
+    def test_where_locks_tell_nothing_nobody_is_known(
+        self, evaluated: Sandbox, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert survey.survey(evaluated.db).sure
+        monkeypatch.setattr(survey, "mount_of", lambda path: Mount("nfs", ["nolock"]))
+        assert not survey.survey(evaluated.db).sure
+        monkeypatch.undo()
+        os.remove(f"{evaluated.db}-lock")
+        assert not survey.survey(evaluated.db).sure
+
+    def test_the_best_so_far_is_shown(self, evaluated: Sandbox) -> None:
+        reset_evals(evaluated.db, "completed", ["5"])
+        printed = command(evaluated, "status", "evals.db", "--best", "loss", code=1)
+        assert re.search(r"best:\nname +result.loss +args.x +args.deep\n4 +1 +4 ", printed)
+        printed = command(evaluated, "status", "evals.db", "--best", "loss", "--max", code=1)
+        assert re.search(r"best:\nname +result.loss +args.x +args.deep\n0 +25 +0 ", printed)
+        assert "no column 'lost', but name" in command(
+            evaluated, "status", "evals.db", "--best", "lost", code=2
+        )
+
+    def test_only_numbers_are_the_best(self, tmp_path: pathlib.Path) -> None:
+        values = [None, "0", float("nan"), True, 3, [0], 2.5, 10**400]
+        path = tmp_path / "evals.db"
+        speval(lambda x: values[x] if x < 8 else 1 / 0, range(10), path)
+        for largest, name in (False, "6"), (True, "7"):
+            found = survey.best(path, "result", largest)
+            assert found is not None
+            assert (found[0], found[1]["name"]) == ("result", name)
+        reset_evals(path, None)
+        assert survey.best(path, "no column yet", False) is None
 
     def test_every_command_works_while_many_write(self, sandbox: Sandbox) -> None:
         script = """
@@ -678,6 +853,8 @@ COMMANDS = [
     ["errors", "evals.db", "0"],
     ["errors", "evals.db", "3"],
     ["results", "evals.db", "--status", "failed"],
+    ["results", "evals.db", "--columns", "name,error,losses,started,updated,host,process"],
+    ["status", "evals.db", "--best", "result"],
     ["results", "evals.db", "--format", "csv", "--spreadsheet"],
     *(["results", "evals.db", "--format", how] for how in ("table", "csv", "jsonl")),
     *(["results", "evals.db", "--sort", "{}", "--format", how] for how in ("table", "csv", "jsonl")),
@@ -728,7 +905,7 @@ def test_no_value_in_the_database_is_a_traceback_or_writes_on_the_terminal(
         with contextlib.closing(sqlite3.connect(sandbox.db, isolation_level=None)) as conn:
             fitting = f"coalesce(CAST({value} AS INTEGER), 0)" if name == "id" else value
             conn.execute(f"UPDATE OR IGNORE {table} SET {name} = {fitting}")
-        key = name if name in ("name", "status", "args", "result", "attempt", "worker") else "duration"
+        key = "process" if name in ("id", "reset", "worker", "host", "pid", "ended") else name
         commands = [[word.format(key) for word in words] for words in COMMANDS]
         ends = {" ".join(words): end_of(words, capsys) for words in commands}
         assert {words: end for words, end in ends.items() if end} == {}, value

@@ -83,3 +83,8 @@ def test_only_what_is_optional_is_imported_inside_a_function(name: str) -> None:
 def test_the_job_knows_no_files_of_a_database_and_no_exceptions_of_one(name: str) -> None:
     strangers = {"/sqlite3", "/fcntl", "database.sqlite", "database.locks", "database.tables"}
     assert not {module for module, _, _ in imports(name)} & strangers
+
+
+@pytest.mark.parametrize("name", MAP)
+def test_no_message_sends_to_a_package_that_may_be_another(name: str) -> None:
+    assert "pip install" not in modules()[name].read_text()

@@ -83,7 +83,9 @@ def format_of(conn: sqlite3.Connection, path: str) -> int:
     if application == APPLICATION_ID:
         if version in (1, FORMAT):
             return CURRENT if version == FORMAT else OF_0_2_0
-        raise SpevalError(f"{path} has format {version}, this speval knows {FORMAT}: upgrade speval")
+        raise SpevalError(
+            f"{path} has format {version}, this speval knows {FORMAT}: use the newer one that made it"
+        )
     if application or version:
         raise SpevalError(f"{path} is a database of something else: name another file")
     columns = [column for _, column, *_ in conn.execute("PRAGMA main.table_info(evals)").fetchall()]

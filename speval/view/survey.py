@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import csv
+import functools
 import json
+import math
 import os
+import re
 import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
 from ..database import Connection, Database, Name, existing
-from ..errors import SpevalError, last_line
+from ..errors import SpevalError, cut, last_line
+from ..process.machine import mount_of
 from ..process.signals import Signals
 from ..reading import (
     CHUNK_SIZE,
@@ -28,14 +33,17 @@ from ..reading import (
     first_fresh,
     iter_evals,
 )
-from ..workers import how_far, live
+from ..workers import NOBODY, how_far, live
 from .progress import ENOUGH, WINDOW
 
 __all__ = [
+    "MORE",
     "Failure",
+    "Idle",
     "Survey",
     "Working",
     "announced",
+    "best",
     "columns",
     "error_of",
     "errors",
@@ -43,6 +51,7 @@ __all__ = [
     "how_far_together",
     "in_order",
     "is_completed",
+    "named",
     "rate",
     "resolve",
     "results",
@@ -57,10 +66,12 @@ RUNNING = """
 FAILED = """
     SELECT id, name, error FROM evals WHERE status = 'failed' AND id > :after ORDER BY id LIMIT :room"""
 ERROR_OF = "SELECT status, error FROM evals WHERE name = :name"
+PLACE_OF = "SELECT host, pid FROM workers WHERE id = :worker"
 SIZE = "SELECT count(*), max(id) FROM evals"
 ROOM = 50_000  # rows, of which only short columns are read, in one transaction
 CHUNKS = 2  # of so many rows are read for the rate
 YEAR_10000 = 253_402_300_800.0  # unix time of its start, s
+NUMBER = re.compile(r"(?<!\w)[-+]?(?:0x[0-9a-f]+|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
 
 
 class Working(NamedTuple):
@@ -77,13 +88,15 @@ class Survey(NamedTuple):
     """How far the evaluations of a database are.
 
     `running` has name, start (unix time, s, None if it is not known) and worker of the claims, the oldest
-    first, at most so many as were asked for; `at` is the unix time of the look.
+    first, at most so many as were asked for; `at` is the unix time of the look. `sure`: whoever works on it
+    is among the workers, and one that is dead is known to be.
     """
 
     counts: dict[str, int]
     workers: list[Working]
     running: list[tuple[str, float | None, int]]
     at: float
+    sure: bool
 
     @property
     def total(self) -> int:
@@ -94,8 +107,26 @@ class Survey(NamedTuple):
         return self.counts["pending"] + self.counts["in_progress"]
 
 
+class Idle:
+    """At how many looks in a row nobody worked on a database, and nothing changed in it."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._looks = 0
+
+    def learn(self, seen: Survey) -> int:
+        """Take in a look; one at which it is not known who lives does not count."""
+        works = not seen.sure or any(worker.alive for worker in seen.workers)
+        self._looks = 0 if works or seen.counts != self._counts else self._looks + 1
+        self._counts = seen.counts
+        return self._looks
+
+
 class Failure(NamedTuple):
-    """Evaluations that failed with the same last line of their traceback: how many, and some names."""
+    """Evaluations that failed with the same last line of their traceback, but for its numbers.
+
+    The line of the first of them, how many they are, and some names.
+    """
 
     line: str
     number: int
@@ -132,8 +163,9 @@ def survey(evals_fname: Name, room: int = 10) -> Survey:
             for id, host, pid, started, _ in live(conn)
         ]
         claims = conn.execute(RUNNING, {"room": room}).fetchall()
+        sure = db.locks.is_dead(NOBODY) and not mount_of(db.path).local_locks  # a lock that is free is seen
     running = [(_text(name), _time(started), worker) for name, started, worker in claims]
-    return Survey(counts, workers, running, time.time())
+    return Survey(counts, workers, running, time.time(), sure)
 
 
 def rate(evals_fname: Name, seen: Survey) -> float | None:
@@ -218,19 +250,21 @@ def error_of(evals_fname: Name, name: str) -> tuple[str, str]:
 def failures(evals_fname: Name, most: int = 1000) -> list[Failure]:
     """Return the failed evaluations by the last line of their traceback, the most frequent first.
 
-    Of lines that differ each time, numbers in them say, only the first `most` are kept apart.
+    Lines that differ in their numbers are one. Of those that differ otherwise, only the first `most` are
+    kept apart.
     """
     numbers: Counter[str] = Counter()
-    names: dict[str, list[str]] = {}
+    first: dict[str, tuple[str, list[str]]] = {}  # a line, and names
     for name, error in errors(evals_fname):
         line = last_line(error) or "no reason was stored"
-        if line not in names and len(names) >= most:
-            line = "others"
-        numbers[line] += 1
-        some = names.setdefault(line, [])
+        kind = NUMBER.sub("0", line)
+        if kind not in first and len(first) >= most:
+            kind = line = "others"
+        numbers[kind] += 1
+        _, some = first.setdefault(kind, (line, []))
         if len(some) < 3:
             some.append(name)
-    return [Failure(line, number, names[line]) for line, number in numbers.most_common()]
+    return [Failure(first[kind][0], number, first[kind][1]) for kind, number in numbers.most_common()]
 
 
 def announced(file: str) -> list[str]:
@@ -267,16 +301,41 @@ def results(evals_fname: Name, status: str | None = None) -> Iterator[dict[str, 
 
     Those are ``args.<key>`` for arguments that are a dict, ``args.<index>`` for a list, else ``args``;
     ``result.<key>`` for a result that is a dict, else ``result``; the others are ``name``, ``status``,
-    ``duration`` (seconds, of what is finished), ``attempt`` and ``worker``.
+    ``duration`` (seconds, of what is finished), and `MORE`: as `load_evals` has them, but for ``host`` and
+    ``process`` of the worker.
     """
+    place = functools.lru_cache(maxsize=1000)(_place_of(evals_fname))
     for e in iter_evals(evals_fname, status):
         row = {"name": e["name"], "status": e["status"]}
         _flatten(row, "args", e["args"])
         if e["status"] == "completed":
             _flatten(row, "result", e["result"])
         row["duration"] = _duration(e) if e["status"] in ("completed", "failed") else None
-        row["attempt"], row["worker"] = e["attempt"], e["worker"]
-        yield {key: _readable(value) for key, value in row.items()}
+        row["attempt"], row["losses"] = e["attempt"], e["losses"]
+        row["started"], row["updated"] = _time(e["started"]), _time(e["updated"])
+        row["host"], row["process"] = place(e["worker"])
+        row["error"] = e["error"]
+        if bytes in map(type, row.values()):
+            row = {key: _readable(value) for key, value in row.items()}
+        yield row
+
+
+MORE = ("attempt", "losses", "started", "updated", "host", "process", "error")
+ENDS = ("duration", *MORE)
+
+
+def _place_of(evals_fname: Name) -> Callable[[Any], tuple[Any, Any]]:
+    """Return what looks up host and process of a worker."""
+    db = existing(evals_fname)
+
+    def place_of(worker: Any) -> tuple[Any, Any]:
+        if worker is None:
+            return None, None
+        with Signals(), db.read() as conn:
+            found = conn.execute(PLACE_OF, {"worker": worker}).fetchall()
+        return found[0] if found else (None, None)
+
+    return place_of
 
 
 def _duration(e: dict[str, Any]) -> float | None:
@@ -293,9 +352,6 @@ def _flatten(row: dict[str, Any], key: str, value: Any) -> None:
         row[key] = value
 
 
-ENDS = ("duration", "attempt", "worker")
-
-
 def columns(rows: Iterator[dict[str, Any]]) -> list[str]:
     """Return the keys of all rows: those of the arguments, then of the results, each as they first come."""
     found: dict[str, None] = {}
@@ -306,8 +362,85 @@ def columns(rows: Iterator[dict[str, Any]]) -> list[str]:
     return ["name", "status", *keys, *ENDS]
 
 
-def in_order(rows: Iterator[dict[str, Any]], key: str, reverse: bool) -> Iterator[dict[str, Any]]:
-    """Yield the rows sorted by a key: numbers, then text, then those without it. On disk, not in memory."""
+def named(text: str, keys: list[str]) -> list[str]:
+    """Return the columns that are meant by a list with commas; a name with a comma is in double quotes.
+
+    Raises
+    ------
+    ValueError
+        As from `resolve`.
+    """
+    try:
+        (words,) = csv.reader([text], skipinitialspace=True)
+    except csv.Error as exc:
+        raise ValueError(f"{text!r} is no list of columns: {exc}") from exc
+    found = [resolve(word if word in keys else word.strip(), keys) for word in words or [""]]
+    return list(dict.fromkeys(found))
+
+
+def resolve(key: str, keys: list[str]) -> str:
+    """Return the column that is meant by `key`: itself, or the only one that ends with it.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or several.
+    """
+    found = _meant(key, keys)
+    if key in found or len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{key!r} may be {' or '.join(found)}: which?")
+    raise ValueError(f"there is no column {key!r}, but {cut(', '.join(keys), 2000)}")
+
+
+def _meant(key: str, keys: Container[str]) -> list[str]:
+    return [column for column in (key, f"args.{key}", f"result.{key}") if column in keys]
+
+
+def best(evals_fname: Name, key: str, largest: bool) -> tuple[str, dict[str, Any]] | None:
+    """Return the column that is meant by `key`, and the row of the completed evaluation that is best there.
+
+    That has the smallest or the `largest` number, the first of them. None if no number is there yet.
+
+    Raises
+    ------
+    ValueError
+        As from `resolve`.
+    """
+    tops: dict[str, dict[str, Any] | None] = {}
+    row = None
+    for row in results(evals_fname, "completed"):
+        for column in _meant(key, row):
+            top, value = tops.setdefault(column, None), row[column]
+            if _is_number(value) and (top is None or _is_better(value, top[column], largest)):
+                tops[column] = row
+    if row is None:
+        return None
+    column = resolve(key, list(tops) or columns(results(evals_fname, "completed")))
+    found = tops.get(column)
+    return None if found is None else (column, found)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and not math.isnan(value))
+
+
+def _is_better(value: float, than: float, largest: bool) -> bool:
+    return value > than if largest else value < than
+
+
+def in_order(rows: Iterator[dict[str, Any]], keys: list[str], reverse: bool) -> Iterator[dict[str, Any]]:
+    """Yield the rows sorted by keys, the first counts most: numbers, then text, then those without it.
+
+    On disk, not in memory.
+    """
+    for key in reversed(keys):  # each leaves in their order those that have the same
+        rows = _in_order(rows, key, reverse)
+    return rows
+
+
+def _in_order(rows: Iterator[dict[str, Any]], key: str, reverse: bool) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="speval-") as folder:
         conn = sqlite3.connect(os.path.join(folder, "rows"), isolation_level=None)
         with contextlib.closing(conn):
@@ -336,20 +469,3 @@ def _keyed(rows: Iterator[dict[str, Any]], key: str) -> Iterator[tuple[Any, str]
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             value = float(value) if abs(value) < 1e308 else str(value)
         yield value, json.dumps(row)
-
-
-def resolve(key: str, keys: list[str]) -> str:
-    """Return the column that is meant by `key`: itself, or the only one that ends with it.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or several.
-    """
-    if key in keys:
-        return key
-    found = [column for column in keys if column.partition(".")[2] == key]
-    if len(found) == 1:
-        return found[0]
-    what = f"{' and '.join(found)} are" if found else f"there is no column {key!r}, but {', '.join(keys)}"
-    raise ValueError(f"{what}: which?" if found else what)
