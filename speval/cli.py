@@ -1,6 +1,7 @@
 """The command line: ``speval run``, ``status``, ``results``, ``errors``, ``retry``, ``doctor``.
 
-Exit codes: 0 fine, 1 the answer is bad (something failed, locks do not work), 2 the command was wrong.
+Exit codes: 0 fine, 1 the answer is bad (something failed, locks do not work), 2 the command was wrong; and
+3 from ``speval status --exit-code`` if something is left.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -21,6 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from . import __version__
 from .errors import SpevalError, visible
 from .reading import STATUSES
 from .speval import ANNOUNCE, reset_evals
@@ -28,6 +31,15 @@ from .view.progress import Progress, Rate, bar, duration, speed
 
 __all__ = ["main", "parser"]
 
+# Ends with 0 if `python -m` would run the module; its packages are imported for that, so not in our process.
+FIND = """
+import sys
+from importlib.util import find_spec
+spec = find_spec(sys.argv[1])
+if spec and spec.submodule_search_locations is not None:
+    spec = find_spec(sys.argv[1] + ".__main__")
+sys.exit(not spec)
+"""
 WATCH = 2.0  # seconds between two looks
 NARROW = 6  # a column is cut to this before others are left out
 SEEN = 1000  # rows by which the columns of a table get their widths
@@ -80,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="`speval COMMAND --help` explains a command.",
         allow_abbrev=False,
     )
+    speval.add_argument("--version", action="version", version=f"speval {__version__}")
     commands = speval.add_subparsers(metavar="COMMAND", required=True)
 
     def add(command: Any, example: str) -> argparse.ArgumentParser:
@@ -98,12 +111,18 @@ def parser() -> argparse.ArgumentParser:
     sub = add(_run, "speval run -n 20 script.py --seed 1")
     sub.add_argument("-n", type=_number, default=-1, help="how many; by default one for each CPU")
     sub.add_argument("--threads", type=_number, metavar="K", help="threads for NumPy and its like in each")
+    sub.add_argument("-m", dest="module", action="store_true", help="script is the name of a module, as for python -m")
     sub.add_argument("script")
     sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script is given")
 
     sub = add(_status, "speval status evals.db --watch")
     sub.add_argument("db", metavar="DB")
     sub.add_argument("--watch", action="store_true", help="look again and again, until all is finished")
+    sub.add_argument(
+        "--exit-code",
+        action="store_true",
+        help="end with 0 if all is completed, 3 if something is left, 1 if something failed",
+    )
 
     sub = add(_results, "speval results evals.db --sort result --limit 10")
     sub.add_argument("db", metavar="DB")
@@ -150,9 +169,7 @@ def _run(args: argparse.Namespace) -> int:
     from .process import instances
     from .view import survey
 
-    if not os.path.isfile(args.script):
-        raise FileNotFoundError(f"there is no script {args.script}")
-    command = [sys.executable, args.script, *args.args]
+    command = [sys.executable, *_program(args.script, args.module), *args.args]
     with tempfile.TemporaryDirectory(prefix="speval-run-") as folder:
         used = os.path.join(folder, "databases")
         line = Progress(lambda: survey.how_far_together(survey.announced(used)))
@@ -161,6 +178,19 @@ def _run(args: argparse.Namespace) -> int:
     for signum in ended.came:
         signal.raise_signal(signum)
     return 0 if good else 1
+
+
+def _program(script: str, module: bool) -> list[str]:
+    """Return what Python is told, to run a script or a module; raise if there is none."""
+    if not module:
+        if not os.path.isfile(script):
+            raise FileNotFoundError(f"there is no script {script}")
+        return [script]
+    found = subprocess.run([sys.executable, "-c", FIND, script], capture_output=True, text=True, check=False)
+    if found.returncode:
+        *_, why = found.stderr.splitlines() or [""]
+        raise FileNotFoundError(f"there is no module {script} that can be run{why and f' ({why})'}")
+    return ["-m", script]
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -177,6 +207,8 @@ def _status(args: argparse.Namespace) -> int:
             text = f"\x1b[H\x1b[2J{text}"
         print(text, flush=True)
         if not args.watch or not seen.left:
+            if args.exit_code and seen.left:
+                return 3
             return 1 if seen.counts["failed"] else 0
         if not sys.stdout.isatty():
             print()

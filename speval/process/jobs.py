@@ -104,7 +104,10 @@ def _context(work: object) -> BaseContext:
     """Return the user's way to start a process, if one was chosen; on Linux that is a fork otherwise."""
     if multiprocessing.current_process().daemon:
         raise SpevalError("a daemonic process may not start others: call it elsewhere, or with n_jobs=1")
+    own = multiprocessing.get_all_start_methods()
     method = multiprocessing.get_start_method(allow_none=True)
+    if method not in own:  # that of a pool around this, joblib's say, made for nothing but that pool
+        method = None
     if method is None and sys.platform == "linux":
         names = [t.name for t in threading.enumerate() if t is not threading.current_thread()]
         names = [name for name in names if name != "speval"]
@@ -115,7 +118,7 @@ def _context(work: object) -> BaseContext:
                 " they hold no locks, or set_start_method('spawn') if func can be imported"
             )
         method = "fork"
-    context = multiprocessing.get_context(method)
+    context = multiprocessing.get_context(method or own[0])
     if context.get_start_method() != "fork":
         try:
             ForkingPickler.dumps(work)
