@@ -9,7 +9,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "speval" / "__init__.py").r
 
 
 class Archive(sdist):
-    """A source archive in which the tests run: by itself setuptools takes what is installed, and little else."""
+    """A source archive in which the tests run: setuptools takes little that is not installed."""
 
     def make_distribution(self):
         beside = [pathlib.Path("CHANGELOG.rst"), pathlib.Path(".ci", "run")]

@@ -111,7 +111,9 @@ def parser() -> argparse.ArgumentParser:
     sub = add(_run, "speval run -n 20 script.py --seed 1")
     sub.add_argument("-n", type=_number, default=-1, help="how many; by default one for each CPU")
     sub.add_argument("--threads", type=_number, metavar="K", help="threads for NumPy and its like in each")
-    sub.add_argument("-m", dest="module", action="store_true", help="script is the name of a module, as for python -m")
+    sub.add_argument(
+        "-m", dest="module", action="store_true", help="script is the name of a module, as for python -m"
+    )
     sub.add_argument("script")
     sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script is given")
 

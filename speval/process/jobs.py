@@ -104,10 +104,11 @@ def _context(work: object) -> BaseContext:
     """Return the user's way to start a process, if one was chosen; on Linux that is a fork otherwise."""
     if multiprocessing.current_process().daemon:
         raise SpevalError("a daemonic process may not start others: call it elsewhere, or with n_jobs=1")
-    own = multiprocessing.get_all_start_methods()
-    method = multiprocessing.get_start_method(allow_none=True)
-    if method not in own:  # that of a pool around this, joblib's say, made for nothing but that pool
-        method = None
+    known = multiprocessing.get_all_start_methods()
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    method = (
+        chosen if chosen in known else None
+    )  # not that of joblib's workers, which starts nothing but them
     if method is None and sys.platform == "linux":
         names = [t.name for t in threading.enumerate() if t is not threading.current_thread()]
         names = [name for name in names if name != "speval"]
@@ -118,7 +119,7 @@ def _context(work: object) -> BaseContext:
                 " they hold no locks, or set_start_method('spawn') if func can be imported"
             )
         method = "fork"
-    context = multiprocessing.get_context(method or own[0])
+    context = multiprocessing.get_context(method or known[0])
     if context.get_start_method() != "fork":
         try:
             ForkingPickler.dumps(work)
