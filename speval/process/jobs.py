@@ -106,9 +106,7 @@ def _context(work: object) -> BaseContext:
         raise SpevalError("a daemonic process may not start others: call it elsewhere, or with n_jobs=1")
     known = multiprocessing.get_all_start_methods()
     chosen = multiprocessing.get_start_method(allow_none=True)
-    method = (
-        chosen if chosen in known else None
-    )  # not that of joblib's workers, which starts nothing but them
+    method = chosen if chosen in known else None  # that of joblib's workers is for nothing else
     if method is None and sys.platform == "linux":
         names = [t.name for t in threading.enumerate() if t is not threading.current_thread()]
         names = [name for name in names if name != "speval"]
