@@ -41,11 +41,13 @@ setup(
             "pytest-xdist",
             "hypothesis",
             "coverage>=7.10",
+            "joblib",
             "numpy",
             "matplotlib",
             "ruff",
             "mypy",
         ],
+        "launchers": ["distributed", "submitit"],
     },
     classifiers=[
         "Development Status :: 4 - Beta",
