@@ -41,13 +41,12 @@ setup(
             "pytest-xdist",
             "hypothesis",
             "coverage>=7.10",
-            "joblib",
             "numpy",
             "matplotlib",
             "ruff",
             "mypy",
         ],
-        "launchers": ["distributed", "submitit"],
+        "launchers": ["distributed", "joblib", "submitit"],  # tested if they are there
     },
     classifiers=[
         "Development Status :: 4 - Beta",
