@@ -2,9 +2,23 @@ import pathlib
 import re
 
 from setuptools import setup
+from setuptools.command.sdist import sdist
 
 here = pathlib.Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "speval" / "__init__.py").read_text())
+
+
+class Archive(sdist):
+    """A source archive in which the tests run: setuptools takes little that is not installed."""
+
+    def make_distribution(self):
+        beside = [pathlib.Path("CHANGELOG.rst"), pathlib.Path(".ci", "run")]
+        for folder in "examples", "tests":
+            beside += [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+        self.filelist.extend(str(path) for path in beside if path.suffix != ".pyc")
+        self.filelist.remove_duplicates()
+        super().make_distribution()
+
 
 setup(
     name="speval",
@@ -13,7 +27,9 @@ setup(
     long_description=(here / "README.rst").read_text(encoding="utf-8"),
     long_description_content_type="text/x-rst",
     author="Dmitrii Torbunov and the speval developers",
-    license="MIT",
+    license_expression="MIT",  # setuptools 77 and newer, as pyproject.toml says
+    url="https://github.com/usert5432/speval",
+    cmdclass={"sdist": Archive},
     packages=["speval", "speval.database", "speval.process", "speval.view"],
     package_data={"speval": ["py.typed"]},
     python_requires=">=3.9",
@@ -32,11 +48,16 @@ setup(
             "ruff",
             "mypy",
         ],
+        "launchers": ["distributed", "joblib", "submitit"],  # tested if they are there
     },
     classifiers=[
-        "License :: OSI Approved :: MIT License",
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
         "Operating System :: POSIX",
         "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(9, 14)),
+        "Topic :: System :: Distributed Computing",
         "Typing :: Typed",
     ],
 )

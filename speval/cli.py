@@ -1,6 +1,7 @@
 """The command line: ``speval run``, ``status``, ``results``, ``errors``, ``retry``, ``doctor``.
 
-Exit codes: 0 fine, 1 the answer is bad (something failed, locks do not work), 2 the command was wrong.
+Exit codes: 0 fine, 1 the answer is bad (something failed, locks do not work), 2 the command was wrong; and
+3 from ``speval status --exit-code`` if something is left.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from . import __version__
 from .errors import SpevalError, last_line, visible
 from .reading import STATUSES
 from .speval import ANNOUNCE, reset_evals
@@ -82,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="`speval COMMAND --help` explains a command.",
         allow_abbrev=False,
     )
+    speval.add_argument("--version", action="version", version=f"speval {__version__}")
     commands = speval.add_subparsers(metavar="COMMAND", required=True)
 
     def add(command: Any, example: str) -> argparse.ArgumentParser:
@@ -100,6 +103,9 @@ def parser() -> argparse.ArgumentParser:
     sub = add(_run, "speval run -n 20 script.py --seed 1")
     sub.add_argument("-n", type=_number, default=-1, help="how many; by default one for each CPU")
     sub.add_argument("--threads", type=_number, metavar="K", help="threads for NumPy and its like in each")
+    sub.add_argument(
+        "-m", dest="module", action="store_true", help="script is the name of a module, as for python -m"
+    )
     sub.add_argument("script")
     more = sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script is given")
     more.required = False  # else it is said to be missing where the script is
@@ -109,6 +115,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--watch", action="store_true", help="look again and again, until all is finished")
     sub.add_argument("--best", metavar="KEY", help="show the evaluation with the smallest, by a column")
     sub.add_argument("--max", action="store_true", help="the largest is the best")
+    sub.add_argument(
+        "--exit-code",
+        action="store_true",
+        help="end with 0 if all is completed, 3 if something is left, 1 if something failed",
+    )
 
     sub = add(_results, "speval results evals.db --sort result --limit 10")
     sub.add_argument("db", metavar="DB")
@@ -170,9 +181,9 @@ def _run(args: argparse.Namespace) -> int:
     from .process import instances
     from .view import survey
 
-    if not os.path.isfile(args.script):
+    if not (args.module or os.path.isfile(args.script)):
         raise FileNotFoundError(f"there is no script {args.script}")
-    command = [sys.executable, args.script, *args.args]
+    command = [sys.executable, *(["-m"] if args.module else []), args.script, *args.args]
     with tempfile.TemporaryDirectory(prefix="speval-run-") as folder:
         used = os.path.join(folder, "databases")
         line = Progress(lambda: survey.how_far_together(survey.announced(used)))
@@ -201,13 +212,16 @@ def _status(args: argparse.Namespace) -> int:
             text = f"\x1b[H\x1b[2J{text}"
         print(text, flush=True)
         if not args.watch or not seen.left:
-            return 1 if seen.counts["failed"] else 0
+            break
         if idle.learn(seen) > PATIENCE:
             print(f"nobody works on {_evaluations(seen.left)} left: {GO_ON}")
-            return 1
+            break
         if not sys.stdout.isatty():
             print()
         time.sleep(max(WATCH, time.monotonic() - began))
+    if args.exit_code and seen.left:
+        return 3
+    return 1 if seen.counts["failed"] or (args.watch and seen.left) else 0
 
 
 GO_ON = "start the script again, and only what is not done yet is done"

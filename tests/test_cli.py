@@ -23,7 +23,7 @@ import termios
 import pytest
 from conftest import LIMIT, PYTHON, Sandbox, until
 
-from speval import count_evals, load_evals, reset_evals, speval
+from speval import __version__, count_evals, load_evals, reset_evals, speval
 from speval.cli import main
 from speval.process.instances import Instance
 from speval.process.machine import Mount
@@ -97,6 +97,9 @@ class TestErrorsOfUse:
             ("retry", "none.db"),
             ("doctor", "nowhere/none.db"),
             ("run", "none.py"),
+            ("run", "-m", "none"),
+            ("run", "-m", "os.none"),
+            ("run", "-m", "email.none"),
         ],
     )
     def test_what_is_not_there_is_one_line_and_no_file_is_made(
@@ -132,6 +135,9 @@ class TestErrorsOfUse:
     @pytest.mark.parametrize("word", ["run", "status", "results", "errors", "retry", "doctor"])
     def test_the_help_of_each_command_has_an_example(self, sandbox: Sandbox, word: str) -> None:
         assert f"example:\n  speval {word} " in command(sandbox, word, "--help")
+
+    def test_the_version_is_that_of_the_package(self, sandbox: Sandbox) -> None:
+        assert command(sandbox, "--version") == f"speval {__version__}\n"
 
     def test_without_a_stdout_the_answer_is_the_code(self, evaluated: Sandbox) -> None:
         line = f"{shlex.join(PYTHON)} -m speval status evals.db >&-"
@@ -517,6 +523,16 @@ sys.exit(cli.main(["status", "evals.db", "--watch"]))
         reset_evals(path, None)
         assert survey.best(path, "no column yet", False) is None
 
+    @pytest.mark.parametrize(("bad", "left", "code"), [(1, 0, 0), (0, 0, 1), (1, 1, 3), (0, 1, 3)], ids=str)
+    def test_a_script_is_told_whether_something_is_left(
+        self, sandbox: Sandbox, bad: int, left: int, code: int
+    ) -> None:
+        speval(lambda x: 1 / (x + bad), range(2), sandbox.db)
+        if left:
+            reset_evals(sandbox.db, "completed", ["1"])
+        command(sandbox, "status", "evals.db", code=0 if bad else 1)
+        command(sandbox, "status", "evals.db", "--exit-code", code=code)
+
     def test_every_command_works_while_many_write(self, sandbox: Sandbox) -> None:
         script = """
 def func(x):
@@ -678,6 +694,14 @@ class TestRun:
         assert sorted(int(line.split()[-1]) for line in lines if " at " in line) == list(range(30))
         assert [line[4:] for line in lines if "--x" in line] == ["['-n', '7', '--x']"] * 3
         assert printed[-1].endswith("] 30/30, 0 workers") or "30/30, 0 workers, " in printed[-1]
+
+    def test_a_module_is_run_as_python_does(self, sandbox: Sandbox) -> None:
+        (sandbox.path / "pkg").mkdir()
+        (sandbox.path / "pkg" / "__init__.py").touch()
+        (sandbox.path / "pkg" / "mod.py").write_text("import sys; print(__name__, sys.argv[1:])")
+        printed = sandbox.end(self.start(sandbox, "", "-n", "2", "-m", "pkg.mod", "-m", "--x"))
+        assert all(f"[{number}] __main__ ['-m', '--x']\n" in printed for number in (1, 2))
+        assert "pkg that can be run" in command(sandbox, "run", "-m", "pkg", code=2)
 
     @pytest.mark.parametrize(("words", "threads"), [((), None), (("--threads", "3"), "3")])
     def test_libraries_get_their_part_of_the_threads(

@@ -31,7 +31,8 @@ def modules() -> dict[str, pathlib.Path]:
 
 @functools.cache
 def imports(name: str) -> list[tuple[str, str, bool]]:
-    return list(_imports(modules()[name]))
+    version = "", "__version__"  # is not in a module, for setup.py to read it
+    return [found for found in _imports(modules()[name]) if found[:2] != version]
 
 
 def _imports(file: pathlib.Path) -> Iterator[tuple[str, str, bool]]:

@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^\.\. code-block:: (\w+)\n\n((?:   .*\n|\n)+)", re.MULTILINE)
 COMMAND = re.compile(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
-LEAVE_OUT = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "*.db*")
+LEAVE_OUT = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "*.db*")
 LIMIT = 300.0  # seconds, reached only when something is broken
 
 

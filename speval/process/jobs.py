@@ -115,10 +115,12 @@ def _context(work: object) -> BaseContext:
     """Return the user's way to start a process, if one was chosen; on Linux that is a fork otherwise."""
     if multiprocessing.current_process().daemon:
         raise SpevalError("a daemonic process may not start others: call it elsewhere, or with n_jobs=1")
-    method = multiprocessing.get_start_method(allow_none=True)
+    known = multiprocessing.get_all_start_methods()
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    method = chosen if chosen in known else None  # that of joblib's workers is for nothing else
     if method is None and sys.platform == "linux":
         method = "fork"
-    context = multiprocessing.get_context(method)
+    context = multiprocessing.get_context(method or known[0])
     if context.get_start_method() != "fork":
         try:
             ForkingPickler.dumps(work)
