@@ -21,10 +21,12 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from .database import existing
 from .errors import SpevalError, visible
 from .reading import STATUSES
 from .speval import ANNOUNCE, reset_evals
 from .view.progress import Progress, Rate, bar, duration, speed
+from .workers import how_far
 
 __all__ = ["main", "parser"]
 
@@ -155,7 +157,7 @@ def _run(args: argparse.Namespace) -> int:
     command = [sys.executable, args.script, *args.args]
     with tempfile.TemporaryDirectory(prefix="speval-run-") as folder:
         used = os.path.join(folder, "databases")
-        line = Progress(lambda: survey.how_far_together(survey.announced(used)))
+        line = Progress(lambda name: how_far(existing(name)), lambda: survey.announced(used))
         ended = instances.run(command, args.n, line, {ANNOUNCE: used}, args.threads)
         good = ended.well and all(map(survey.is_completed, survey.announced(used)))
     for signum in ended.came:

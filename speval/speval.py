@@ -827,17 +827,11 @@ def _shown(db: Database, progress: bool) -> Iterator[Callable[[], float | None]]
         return
     from .view.progress import Progress
 
-    def show() -> float:
-        with contextlib.suppress(SpevalError):  # a worker meets it too, and says so
-            return float(line.show())
-        return LOOK
-
-    line = Progress(lambda: how_far(db))
+    line = Progress(lambda name: how_far(db), lambda: [db.path])
     try:
-        yield show
+        yield line.show
     finally:
-        with contextlib.suppress(SpevalError):
-            line.close()
+        line.close()
 
 
 def _in_this_process(

@@ -639,6 +639,29 @@ while True:
             run.send_signal(signal.SIGINT)
         sandbox.end(run, -signal.SIGINT)
 
+    def test_a_script_that_fails_at_once_leaves_no_bar(self, sandbox: Sandbox) -> None:
+        (sandbox.path / "script.py").write_text("import nothing_of_that_name\n")
+        shown = on_terminal(sandbox, 80, "run", "-n", "2", "script.py")
+        assert shown.count("instance 1 ended with exit code 1") == 1
+        assert "0/0" not in shown
+        assert "##" not in shown
+
+    def test_a_database_that_is_locked_now_and_then_is_shown_as_it_was(self, sandbox: Sandbox) -> None:
+        (sandbox.path / "script.py").write_text(
+            "import contextlib, sqlite3, time\nfrom speval import *\n"
+            "def func(x):\n"
+            "    with contextlib.closing(sqlite3.connect('evals.db', isolation_level=None)) as conn:\n"
+            "        time.sleep(0.2)\n"
+            "        conn.execute('BEGIN EXCLUSIVE')\n"
+            "        time.sleep(0.7)  # in which at least one look fails\n"
+            "        conn.execute('ROLLBACK')\n"
+            "speval(func, range(2), 'evals.db')\n"
+        )
+        shown = on_terminal(sandbox, 80, "run", "-n", "1", "script.py")
+        numbers = re.findall(r"\d+/\d+(?=,)", shown)
+        assert numbers == sorted(numbers)
+        assert set(numbers) <= {"0/2", "1/2", "2/2"}
+
     def test_its_progress_is_shown_on_a_terminal_under_what_is_printed(self, sandbox: Sandbox) -> None:
         (sandbox.path / "script.py").write_text(
             "import time\nfrom speval import *\n"
@@ -647,7 +670,7 @@ while True:
         shown = on_terminal(sandbox, 80, "run", "-n", "2", "script.py")
         lines = [re.split(r"\r+", line.rstrip("\r"))[-1] for line in shown.split("\n")]
         assert sum(bool(re.fullmatch(r"\[[12]\] did \d+", line)) for line in lines) == 20
-        assert "] 20/20, 0 workers, " in lines[-2]
+        assert "] 20/20, 0 workers" in lines[-2]
 
 
 ABSURD = [
@@ -757,5 +780,5 @@ def test_times_are_said_as_a_person_would() -> None:
         rate.learn(float(second), 100 + second)
     assert rate.learn(100.0, 200) == pytest.approx(1.0, rel=0.1)
     counts = {"pending": 5, "in_progress": 1, "completed": 3, "failed": 1}
-    assert line(counts, 2, 0.01, 120).endswith("] 4/10, 1 failed, 2 workers, 36/h, 10 min left")
-    assert len(line(counts, 2, 0.01, 40)) < 40
+    assert line(counts, 2, 0.01, 600.0, 120).endswith("] 4/10, 1 failed, 2 workers, 36/h, 10 min left")
+    assert len(line(counts, 2, 0.01, 600.0, 40)) < 40

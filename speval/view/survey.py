@@ -21,14 +21,13 @@ from ..errors import SpevalError, last_line
 from ..process.signals import Signals
 from ..reading import (
     CHUNK_SIZE,
-    STATUSES,
     check_order,
     count_evals,
     count_surely,
     first_fresh,
     iter_evals,
 )
-from ..workers import how_far, live
+from ..workers import live
 from .progress import ENOUGH, WINDOW
 
 __all__ = [
@@ -40,7 +39,6 @@ __all__ = [
     "error_of",
     "errors",
     "failures",
-    "how_far_together",
     "in_order",
     "is_completed",
     "rate",
@@ -238,17 +236,6 @@ def announced(file: str) -> list[str]:
     with contextlib.suppress(FileNotFoundError), open(file, encoding="utf-8") as lines:
         return list(dict.fromkeys(json.loads(line) for line in lines if line.endswith("\n")))
     return []
-
-
-def how_far_together(names: list[str]) -> tuple[dict[str, int], int]:
-    """Return the number of evaluations by status, and of workers that live, in all databases together."""
-    counts, workers = Counter(dict.fromkeys(STATUSES, 0)), 0
-    for name in names:
-        with contextlib.suppress(OSError, SpevalError):  # it is not there yet; the instances say what else
-            its_counts, its_workers = how_far(existing(name))
-            counts.update(its_counts)
-            workers += its_workers
-    return counts, workers
 
 
 def is_completed(name: str) -> bool:
