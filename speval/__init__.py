@@ -9,6 +9,7 @@ The map: each module imports only from those below it.
     speval                THE JOB: what may happen to an evaluation, the worker, the public functions
     view.progress         how far a sweep is, in one line
     process.jobs          n local processes that all do the same
+    process.launcher      what an instance tells `speval run`, which has started it
     workers               who works on a database, and who is lost: whose claims the job reclaims then
     reading               evaluations as dicts, or counted
     pace                  how many evaluations a worker claims at once

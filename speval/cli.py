@@ -23,8 +23,9 @@ from typing import Any
 
 from .database import existing
 from .errors import SpevalError, visible
+from .process.launcher import announced
 from .reading import STATUSES
-from .speval import ANNOUNCE, reset_evals
+from .speval import reset_evals
 from .view.progress import Progress, Rate, bar, duration, speed
 from .workers import how_far
 
@@ -156,10 +157,9 @@ def _run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"there is no script {args.script}")
     command = [sys.executable, args.script, *args.args]
     with tempfile.TemporaryDirectory(prefix="speval-run-") as folder:
-        used = os.path.join(folder, "databases")
-        line = Progress(lambda name: how_far(existing(name)), lambda: survey.announced(used))
-        ended = instances.run(command, args.n, line, {ANNOUNCE: used}, args.threads)
-        good = ended.well and all(map(survey.is_completed, survey.announced(used)))
+        line = Progress(lambda name: how_far(existing(name)), lambda: announced(folder))
+        ended = instances.run(command, args.n, line, folder, args.threads)
+        good = ended.well and all(map(survey.is_completed, announced(folder)))
     for signum in ended.came:
         signal.raise_signal(signum)
     return 0 if good else 1

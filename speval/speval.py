@@ -38,6 +38,7 @@ from .database import Connection, Database, Name, database, existing
 from .errors import NotWritable, SpaceMismatch, SpevalError, cut, last_line, visible
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice
+from .process.launcher import announce, counted
 from .process.machine import cpus, process, programs_ended
 from .process.signals import Signals, Terminated
 from .reading import CHUNK_SIZE, check_status, count, count_evals, left
@@ -45,7 +46,7 @@ from .space import Space
 from .values import MAX_ERROR, error_of, from_json, refusal_of, to_json
 from .workers import DIED, NOBODY, STALLED, UNKNOWN, Lookout, Loss, how_far
 
-__all__ = ["ANNOUNCE", "current_eval", "reset_evals", "speval"]
+__all__ = ["current_eval", "reset_evals", "speval"]
 
 log = logging.getLogger("speval")
 T = TypeVar("T")
@@ -745,7 +746,8 @@ def speval(
     """
     _check(func, eval_space, timeout, n_jobs, max_attempts, max_failures)
     db = database(evals_fname)
-    _announce(db.path)
+    if not _running.get():
+        announce(db.path)
     if db.path in _waiting_for_this():
         raise SpevalError(f"speval() inside func on the same database would wait for itself: {db.path}")
     with Space(eval_space) as space:
@@ -758,7 +760,7 @@ def speval(
         # Again, if somebody else extended the space at the very end; unless the database contradicts itself.
         while counts is None or (wait and _left_of(counts) and _left_of(counts := count_evals(db))):
             if n_jobs == 1:
-                counts = _in_this_process(work, show) or count_evals(db)
+                counts = _in_this_process(work, timeout, show) or count_evals(db)
             else:
                 _in_processes(work, n_jobs, timeout, show)
                 counts = count_evals(db)
@@ -835,26 +837,17 @@ def _shown(db: Database, progress: bool) -> Iterator[Callable[[], float | None]]
 
 
 def _in_this_process(
-    work: Callable[[], dict[str, int] | None], show: Callable[[], float | None]
+    work: Callable[..., dict[str, int] | None], timeout: float | None, show: Callable[[], float | None]
 ) -> dict[str, int] | None:
     ticker = Ticker(show)
     pause = show()
     if pause is not None:
         ticker.start(pause)
     try:
-        return work()
+        with counted(timeout) as count:
+            return work(count)
     finally:
         ticker.stop()
-
-
-ANNOUNCE = "SPEVAL_ANNOUNCE"  # in the environment: a file that takes the databases an instance uses
-
-
-def _announce(path: str) -> None:
-    name = os.environ.get(ANNOUNCE)
-    if name and not _running.get():
-        with contextlib.suppress(OSError), open(name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(path) + "\n")
 
 
 def _check(

@@ -21,10 +21,12 @@ import sys
 import termios
 
 import pytest
-from conftest import LIMIT, PYTHON, Sandbox, until
+from conftest import LIMIT, PYTHON, Sandbox, state, until
+from test_jobs import is_alive
 
 from speval import count_evals, load_evals, speval
 from speval.cli import main
+from speval.process import launcher
 from speval.process.instances import Instance
 from speval.view import doctor
 
@@ -545,8 +547,8 @@ speval(func, range(5), "evals.db")
         assert "speval: instance 1 was killed by SIGKILL: it is started again in 1 s" in printed
         assert sandbox.column("result") == list(range(5))
 
-    def test_one_that_is_killed_again_and_again_is_given_up(self) -> None:
-        instance = Instance(1, ["sh", "-c", "kill -9 $$"], dict(os.environ))
+    def test_one_that_is_killed_again_and_again_is_given_up(self, tmp_path: pathlib.Path) -> None:
+        instance = Instance(1, ["sh", "-c", "kill -9 $$"], os.environ, str(tmp_path))
         said = []
         while not instance.over:
             instance.due = 0.0  # no pause
@@ -557,6 +559,54 @@ speval(func, range(5), "evals.db")
         assert len(said) == 11
         assert said[-1].endswith("for the 11th time in a row: it is not started again")
         assert not instance.good
+
+    def test_what_hangs_is_ended_with_its_programs_and_the_sweep_goes_on(self, sandbox: Sandbox) -> None:
+        code = """
+import subprocess
+def func(x):
+    if x == 1:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as C code does in effect
+        program = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        with open("calls", "a") as calls:
+            calls.write(f"{program.pid}\\n")
+        program.wait()
+    return x
+
+print("counts", speval(func, range(5), "evals.db", timeout=0.5, max_attempts=2))
+"""
+        printed = sandbox.end(self.start(sandbox, code, "-n", "2", "script.py"), 1)
+        counts = {"pending": 0, "in_progress": 0, "completed": 4, "failed": 1}
+        assert printed.count(f"counts {counts}") == 2
+        assert printed.count("has run past 0.5 s in one evaluation and is ended") == 2
+        assert sandbox.column("losses") == [0, 2, 0, 0, 0]
+        until(lambda: not any(is_alive(int(pid)) for pid in sandbox.calls()))
+
+    def test_one_that_hangs_is_started_again_as_often_as_that_is_a_loss(self, tmp_path: pathlib.Path) -> None:
+        instance = Instance(1, ["sleep", "1000"], os.environ, str(tmp_path))
+        board = launcher.Board(str(tmp_path), "1")
+        for _ in range(12):
+            for output in instance.start():
+                output.close()
+            board.limit, board.value = 5.0, 1
+            assert instance.look(ending=False, passed=1.0) is None
+            assert "has run past 5 s" in (instance.look(ending=False, passed=5.0) or "")
+            assert until(lambda: instance.look(ending=False)) == "instance 1 is started again"
+
+    def test_one_that_is_stopped_does_not_hang(self, tmp_path: pathlib.Path) -> None:
+        instance = Instance(1, ["sh", "-c", "kill -STOP $$; sleep 1000"], os.environ, str(tmp_path))
+        board = launcher.Board(str(tmp_path), "1")
+        outputs = instance.start()
+        pid = instance.pid or 0
+        until(lambda: state(pid) == "T")
+        board.limit, board.value = 5.0, 1
+        for _ in range(10):
+            assert instance.look(ending=False, passed=1.0) is None
+        os.kill(pid, signal.SIGCONT)
+        said = [instance.look(ending=False, passed=1.0) for _ in range(5)]
+        assert [line is None for line in said] == [True] * 4 + [False]
+        for output in outputs:
+            output.close()
+        until(lambda: instance.look(ending=True) or instance.over)
 
     def test_one_megabyte_without_a_newline_is_passed_on(self, sandbox: Sandbox) -> None:
         code = "sys.stdout.write('x' * 1_000_000)\nsys.stdout.flush()\nprint('end')\n"

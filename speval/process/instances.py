@@ -15,8 +15,9 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import IO, NamedTuple, Protocol
 
-from .jobs import die_with_parent
-from .machine import cpus
+from .jobs import MOMENT, STEP, Stint, descendants, die_with_parent
+from .launcher import Board, environment
+from .machine import cpus, is_stopped
 from .signals import INTERRUPTS
 
 __all__ = ["Ended", "Instance", "Shown", "run"]
@@ -47,13 +48,12 @@ class Ended(NamedTuple):
     came: list[int]
 
 
-def run(
-    command: Sequence[str], n: int, line: Shown, env: Mapping[str, str], threads: int | None = None
-) -> Ended:
+def run(command: Sequence[str], n: int, line: Shown, folder: str, threads: int | None = None) -> Ended:
     """Run `n` instances of a command until each has ended.
 
-    Those that are killed are started again, up to 10 times within a minute each. What they write goes to
-    stdout and stderr, line by line, with their number before it. SIGINT, SIGTERM and SIGHUP go to them.
+    Those that are killed are started again, up to 10 times within a minute each. One that is in one piece of
+    work for longer than it has said is ended, and started again. What they write goes to stdout and stderr,
+    line by line, with their number before it. SIGINT, SIGTERM and SIGHUP go to them.
 
     Parameters
     ----------
@@ -63,17 +63,17 @@ def run(
         Number of instances, >= 1, or -1 for one per CPU.
     line : Shown
         What is shown of their progress.
-    env : mapping
-        What their environment has beside that of this process.
+    folder : str
+        In which they tell what they use and do: an empty one, of this process alone.
     threads : int, optional
         Number of threads, >= 1, that libraries like NumPy may use in an instance. By default, if the
         environment does not say it, the number of CPUs over `n`, at least 1.
     """
     n = cpus() if n == -1 else n
-    env = {**_threads(n, threads), **os.environ, **env, "PYTHONUNBUFFERED": "1"}
+    env = {**_threads(n, threads), **os.environ, "PYTHONUNBUFFERED": "1"}
     if threads is not None:
         env.update(_threads(n, threads))
-    instances = [Instance(number, command, env) for number in range(1, n + 1)]
+    instances = [Instance(number, command, env, folder) for number in range(1, n + 1)]
     with _Forwarding() as forwarding:
         Watch(instances, line, forwarding).until_over()
         line.close()
@@ -95,22 +95,32 @@ class Instance:
         It has ended for good; and with 0.
     due : float
         When it is started, by the monotonic clock, s.
+    pid : int or None
+        Its process, if it runs.
     """
 
-    def __init__(self, number: int, command: Sequence[str], env: dict[str, str]) -> None:
+    def __init__(self, number: int, command: Sequence[str], env: Mapping[str, str], folder: str) -> None:
         self.number = number
         self.over = self.good = False
         self._command = command
-        self._env = env
+        self._env = {**env, **environment(folder, str(number))}
+        self._board = Board.make(folder, str(number))
         self._process: subprocess.Popen[bytes] | None = None
         self.due = 0.0
         self._kills = 0  # in a row, each within HEALTHY seconds
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
 
     def start(self) -> list[Output]:
         """Start it if it is time; return what it writes."""
         if self.over or self._process is not None or time.monotonic() < self.due:
             return []
         self._began = time.monotonic()
+        self._board.limit = self._board.value = 0
+        self._stint = Stint()
+        self._ending: float | None = None  # seconds since it was told to end, because it hangs
         self._process = subprocess.Popen(
             self._command,
             env=self._env,
@@ -123,14 +133,41 @@ class Instance:
         pairs = (self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr)
         return [Output(self.number, pipe, stream.buffer) for pipe, stream in pairs if pipe is not None]
 
-    def look(self, ending: bool) -> str | None:
-        """See whether it has ended; return what to say of that, if anything."""
-        if self._process is None or self._process.poll() is None:
+    def look(self, ending: bool, passed: float = 0.0) -> str | None:
+        """See how it does, `passed` seconds after the last time; return what to say of that, if anything."""
+        if self._process is None:
             return None
+        if self._process.poll() is None:
+            return self._time(self._process.pid, passed)
         code, self._process = self._process.returncode, None
+        if self._ending is not None and code != 0 and not ending:  # a loss is counted: it comes to an end
+            return f"instance {self.number} is started again"
         if code >= 0 or ending:
             self.over, self.good = True, code == 0
             return f"instance {self.number} ended with exit code {code}" if code > 0 else None
+        return self._fall(code)
+
+    def _time(self, pid: int, passed: float) -> str | None:
+        """End it if its piece of work is overdue; but for the time in which it was stopped."""
+        limit = self._board.limit
+        if self._ending is not None:
+            self._ending += passed
+            if self._ending >= MOMENT:
+                self._kill(pid)
+        elif limit and self._stint.goes_on(self._board.value, 0.0 if is_stopped(pid) else passed) >= limit:
+            self._ending = 0.0
+            self.end(signal.SIGTERM)
+            return f"instance {self.number} has run past {limit:g} s in one evaluation and is ended"
+        return None
+
+    def _kill(self, pid: int) -> None:
+        """Kill it, and what it has started."""
+        below = list(descendants(pid))
+        for kill, victim in (os.killpg, pid), *((os.kill, child) for child in below):
+            with contextlib.suppress(OSError):
+                kill(victim, signal.SIGKILL)
+
+    def _fall(self, code: int) -> str:
         healthy = time.monotonic() - self._began >= HEALTHY
         self._kills = 1 if healthy else self._kills + 1
         how = f"instance {self.number} was killed by {_signal(-code)}"
@@ -231,6 +268,7 @@ class Watch:
         self._came = forwarding.came
         self._passed_on = 0
         self._selector = selectors.DefaultSelector()
+        self._looked = time.monotonic()
 
     def until_over(self) -> None:
         with self._selector:
@@ -266,8 +304,10 @@ class Watch:
             self._passed_on += 1
             for instance in self._instances:
                 instance.end(signal.SIGKILL if self._passed_on >= KILLS else signum)
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, STEP), now
         for instance in self._instances:
-            said = instance.look(ending=bool(self._came))
+            said = instance.look(bool(self._came), passed)
             if said is not None:
                 self._write(sys.stderr.buffer, f"speval: {said}\n".encode())
         self._line.show()

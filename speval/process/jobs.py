@@ -37,7 +37,7 @@ from ..errors import SpevalError
 from .machine import identity
 from .signals import INTERRUPTS
 
-__all__ = ["die_with_parent", "run"]
+__all__ = ["MOMENT", "STEP", "Stint", "descendants", "die_with_parent", "run"]
 
 log = logging.getLogger("speval")
 
@@ -127,6 +127,22 @@ def _context(work: object) -> BaseContext:
     return context
 
 
+class Stint:
+    """How long a piece of work goes on, by a count that is odd while one does."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._ran = 0.0
+
+    def goes_on(self, count: int, passed: float) -> float:
+        """Take in the count, `passed` seconds after the last time; return how many the piece goes on."""
+        if count != self._seen or count % 2 == 0:
+            self._seen, self._ran = count, 0.0
+        else:
+            self._ran += passed
+        return self._ran
+
+
 class Job:
     """One process after another that does the work.
 
@@ -169,8 +185,8 @@ class Job:
 
     def _start(self) -> None:
         self._said: bytes | None = None  # by the process, of its end; nothing if it closed the pipe
-        self._seen = 0  # of its count
-        self._ran = self._age = 0.0  # seconds, of the piece of work and of the process
+        self._stint = Stint()
+        self._age = 0.0  # seconds, of the process
         self._ending: float | None = None  # seconds since it was told to end
         self._idle = 0.0  # seconds since it said how its work ended
         try:
@@ -252,14 +268,10 @@ class Job:
             self._idle += passed
             if self._idle >= MOMENT:
                 _kill(process)
-        elif self._count.value != self._seen or self._seen % 2 == 0:
-            self._seen, self._ran = self._count.value, 0.0
-        else:
-            self._ran += passed
-            if self._limit is not None and self._ran >= self._limit:
-                log.warning("worker process %s has run past %g s and is ended", process.pid, self._limit)
-                self._ending = 0.0
-                process.terminate()
+        elif self._limit is not None and self._stint.goes_on(self._count.value, passed) >= self._limit:
+            log.warning("worker process %s has run past %g s and is ended", process.pid, self._limit)
+            self._ending = 0.0
+            process.terminate()
 
     def terminate(self) -> None:
         """Tell the process to end, if it has not been told."""
@@ -277,14 +289,14 @@ class Job:
 
 def _kill(process: BaseProcess) -> None:
     """Kill a process, and what it has started, as far as the kernel tells."""
-    below = list(_descendants(process.pid or 0)) if process.exitcode is None else []
+    below = list(descendants(process.pid or 0)) if process.exitcode is None else []
     process.kill()
     for pid in below:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def descendants(pid: int) -> Iterator[int]:
     """Yield the processes below one, but for those that tidy up after it (Linux, elsewhere none)."""
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
@@ -293,7 +305,7 @@ def _descendants(pid: int) -> Iterator[int]:
             for child in map(int, children):
                 with open(f"/proc/{child}/cmdline", "rb") as file:
                     if b"resource_tracker" not in file.read():
-                        yield from _descendants(child)
+                        yield from descendants(child)
                         yield child
 
 

@@ -34,7 +34,6 @@ __all__ = [
     "Failure",
     "Survey",
     "Working",
-    "announced",
     "columns",
     "error_of",
     "errors",
@@ -229,13 +228,6 @@ def failures(evals_fname: Name, most: int = 1000) -> list[Failure]:
         if len(some) < 3:
             some.append(name)
     return [Failure(line, number, names[line]) for line, number in numbers.most_common()]
-
-
-def announced(file: str) -> list[str]:
-    """Return the databases that instances have said they use, in a file that they share, each once."""
-    with contextlib.suppress(FileNotFoundError), open(file, encoding="utf-8") as lines:
-        return list(dict.fromkeys(json.loads(line) for line in lines if line.endswith("\n")))
-    return []
 
 
 def is_completed(name: str) -> bool:
