@@ -12,13 +12,14 @@ import functools
 import itertools
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .database import existing
@@ -160,9 +161,21 @@ def _run(args: argparse.Namespace) -> int:
         line = Progress(lambda name: how_far(existing(name)), lambda: announced(folder))
         ended = instances.run(command, args.n, line, folder, args.threads)
         good = ended.well and all(map(survey.is_completed, announced(folder)))
+    if ended.came:
+        print(f"speval: {_interrupted(args, line.counts)}", file=sys.stderr, flush=True)
     for signum in ended.came:
         signal.raise_signal(signum)
     return 0 if good else 1
+
+
+def _interrupted(args: argparse.Namespace, counts: Mapping[str, int]) -> str:
+    """Return what to say of how far it is, and what to do to go on."""
+    done, total = counts["completed"] + counts["failed"], sum(counts.values())
+    how = f"nothing is lost, {done} of {total} evaluations are done" if total else "nothing was begun"
+    number = [] if args.n == -1 else ["-n", str(args.n)]
+    threads = [] if args.threads is None else ["--threads", str(args.threads)]
+    again = shlex.join(["speval", "run", *number, *threads, args.script, *args.args])
+    return f"interrupted: {how}; to go on: {again}"
 
 
 def _status(args: argparse.Namespace) -> int:

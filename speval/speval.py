@@ -38,7 +38,7 @@ from .database import Connection, Database, Name, database, existing
 from .errors import NotWritable, SpaceMismatch, SpevalError, cut, last_line, visible
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice
-from .process.launcher import announce, counted
+from .process.launcher import announce, counted, is_launched
 from .process.machine import cpus, process, programs_ended
 from .process.signals import Signals, Terminated
 from .reading import CHUNK_SIZE, check_status, count, count_evals, left
@@ -756,7 +756,8 @@ def speval(
     work = functools.partial(
         _work, db if n_jobs == 1 else db.path, func, timeout, max_attempts, max_failures, wait
     )
-    with _shown(db, progress and rest) as show:
+    told = n_jobs != 1 and not is_launched()
+    with _summed_up(db) if told else contextlib.nullcontext(), _shown(db, progress and rest) as show:
         # Again, if somebody else extended the space at the very end; unless the database contradicts itself.
         while counts is None or (wait and _left_of(counts) and _left_of(counts := count_evals(db))):
             if n_jobs == 1:
@@ -834,6 +835,21 @@ def _shown(db: Database, progress: bool) -> Iterator[Callable[[], float | None]]
         yield line.show
     finally:
         line.close()
+
+
+@contextlib.contextmanager
+def _summed_up(db: Database) -> Iterator[None]:
+    """When Ctrl-C ends the block, say how far it is."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(SpevalError, OSError):
+            counts = count_evals(db)
+            done, total = sum(counts.values()) - _left_of(counts), sum(counts.values())
+            log.warning(
+                "interrupted: nothing is lost, %d of %d are done: start it again to go on", done, total
+            )
+        raise
 
 
 def _in_this_process(

@@ -27,7 +27,7 @@ from test_jobs import is_alive
 from speval import count_evals, load_evals, speval
 from speval.cli import main
 from speval.process import launcher
-from speval.process.instances import Instance
+from speval.process.instances import Instance, Output
 from speval.view import doctor
 
 BAD = [3, 7]
@@ -648,8 +648,23 @@ speval(func, range(9), "evals.db", n_jobs={n_jobs})
         run = self.start(sandbox, code, "-n", "2", "script.py")
         until(lambda: len(sandbox.calls()) == 2 * n_jobs)
         run.send_signal(signum)
-        sandbox.end(run, -signum)
+        printed = sandbox.end(run, -signum)
         assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 9
+        said = "nothing is lost, 0 of 9 evaluations are done; to go on: speval run -n 2 script.py"
+        assert printed.splitlines()[-1] == f"speval: interrupted: {said}"
+        assert printed.count("interrupted") == 1
+        assert "Traceback" not in printed
+
+    def test_after_ctrl_c_only_its_own_tracebacks_are_left_out(self) -> None:
+        read, write = os.pipe()
+        output = Output(1, open(read, "rb", 0), io.BytesIO())  # noqa: SIM115 - it closes it
+        output.interrupted = True
+        frames = 'Traceback (most recent call last):\n  File "x", line 1, in f\n    f()\n    ^^^\n'
+        os.write(write, f"a\n{frames}KeyboardInterrupt\nb\n{frames}ValueError: c\n{frames}".encode())
+        os.close(write)
+        shown = (output.read() or b"") + output.close()
+        lines = f"a\nb\n{frames}ValueError: c\n{frames}".splitlines()
+        assert shown.decode().splitlines() == [f"[1] {line}" for line in lines]
 
     def test_without_a_stderr_it_runs_all_the_same(self, sandbox: Sandbox) -> None:
         (sandbox.path / "script.py").write_text("from speval import *\nspeval(abs, [-1], 'evals.db')\n")

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, Protocol
 
 from .jobs import MOMENT, STEP, Stint, descendants, die_with_parent
@@ -20,7 +20,7 @@ from .launcher import Board, environment
 from .machine import cpus, is_stopped
 from .signals import INTERRUPTS
 
-__all__ = ["Ended", "Instance", "Shown", "run"]
+__all__ = ["Ended", "Instance", "Output", "Shown", "run"]
 
 # What NumPy and its like read to know how many threads they may have.
 THREADS = tuple(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "BLIS"))
@@ -30,6 +30,7 @@ HEALTHY = 60.0
 LINE = 8192  # bytes of a line that are kept until its end comes
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL, if something is wrong here
 LEFT = 1000  # pieces of output that are written after the end, at most: what an instance started may go on
+TRACEBACK = b"Traceback (most recent call last):"
 KILLS = 3  # the how manyth Ctrl-C does not ask any more
 
 
@@ -179,10 +180,13 @@ class Instance:
         return f"{how}: it is started again{f' in {pause:.0f} s' if pause else ''}"
 
     def end(self, signum: int) -> None:
+        """Pass on a signal that is to end it; it is not started again if that was to come."""
+        self.over = self.over or self._process is None
+        self.tell(signum)
+
+    def tell(self, signum: int) -> None:
         """Pass a signal on: Ctrl-C to all that it has started too, as a terminal does."""
-        if self._process is None:
-            self.over = True
-        else:
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 (os.kill if signum == signal.SIGTERM else os.killpg)(self._process.pid, signum)
 
@@ -201,11 +205,19 @@ def _signal(number: int) -> str:
 
 
 class Output:
-    """What an instance writes to one of its streams, as lines with its number before them."""
+    """What an instance writes to one of its streams, as lines with its number before them.
+
+    Attributes
+    ----------
+    interrupted : bool
+        Ctrl-C has come: the tracebacks of that are left out, one for each instance and process.
+    """
 
     def __init__(self, number: int, pipe: IO[bytes], stream: IO[bytes]) -> None:
         self.pipe = pipe
         self.stream = stream
+        self.interrupted = False
+        self._traceback: list[bytes] = []  # that has not yet come to its end
         self._prefix = b"[%d] " % number
         self._rest = b""
         os.set_blocking(pipe.fileno(), False)
@@ -228,31 +240,58 @@ class Output:
                 end -= 1
             lines.append(self._rest[:end])
             self._rest = self._rest[end:]
-        return b"".join(self._prefix + line + b"\n" for line in lines)
+        return self._numbered(self._without_interrupts(lines) if self.interrupted else lines)
 
     def close(self) -> bytes:
         """Return what is left of a line without end."""
         rest, self._rest = self._rest.rstrip(b"\r"), b""
         self.pipe.close()
-        return self._prefix + rest + b"\n" if rest else b""
+        return self._numbered([*self._traceback, *([rest] if rest else [])])
+
+    def _numbered(self, lines: Iterable[bytes]) -> bytes:
+        return b"".join(self._prefix + line + b"\n" for line in lines)
+
+    def _without_interrupts(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        for line in lines:
+            if line == TRACEBACK or self._traceback:
+                self._traceback.append(line)
+                if line == TRACEBACK or line.startswith(b" "):
+                    continue
+                if not line.startswith(b"KeyboardInterrupt"):
+                    yield from self._traceback
+                self._traceback = []
+            else:
+                yield line
 
 
 class _Forwarding:
-    """Keep the signals that come in the block, to pass them on; behind it the default stands for them."""
+    """Keep the signals that come in the block, to pass them on; behind it the default stands for them.
+
+    Attributes
+    ----------
+    came : list of int
+        Those that are to end all.
+    stop : bool
+        Ctrl-Z has come.
+    """
 
     def __init__(self) -> None:
         self.came: list[int] = []
+        self.stop = False
         self._kept: list[int] = []
 
     def __enter__(self) -> _Forwarding:
-        for signum in INTERRUPTS:
+        for signum in [*INTERRUPTS, signal.SIGTSTP]:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
                 signal.signal(signum, self._handle)
                 self._kept.append(signum)
         return self
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
-        self.came.append(signum)
+        if signum == signal.SIGTSTP:
+            self.stop = True
+        else:
+            self.came.append(signum)
 
     def __exit__(self, *exc_info: object) -> None:
         for signum in self._kept:
@@ -265,6 +304,7 @@ class Watch:
     def __init__(self, instances: list[Instance], line: Shown, forwarding: _Forwarding) -> None:
         self._instances = instances
         self._line = line
+        self._forwarding = forwarding
         self._came = forwarding.came
         self._passed_on = 0
         self._selector = selectors.DefaultSelector()
@@ -300,6 +340,8 @@ class Watch:
             for output in instance.start():
                 self._selector.register(output.pipe, selectors.EVENT_READ, output)
         self._copy(0.1)
+        if self._forwarding.stop:
+            self._stop()
         for signum in self._came[self._passed_on :]:
             self._passed_on += 1
             for instance in self._instances:
@@ -312,10 +354,23 @@ class Watch:
                 self._write(sys.stderr.buffer, f"speval: {said}\n".encode())
         self._line.show()
 
+    def _stop(self) -> None:
+        """Stop with all instances, which are in sessions of their own, until somebody continues us."""
+        self._line.clear()
+        for instance in self._instances:
+            instance.tell(signal.SIGSTOP)
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)
+        self._forwarding.stop = False
+        signal.signal(signal.SIGTSTP, handler)
+        for instance in self._instances:
+            instance.tell(signal.SIGCONT)
+
     def _copy(self, seconds: float) -> bool:
         """Write what instances have written; False if there was nothing."""
         found = False
         for key, _ in self._selector.select(seconds):
+            key.data.interrupted = signal.SIGINT in self._came
             text = key.data.read()
             if text is None:
                 self._selector.unregister(key.fileobj)

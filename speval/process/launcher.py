@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Iterator
 
-__all__ = ["Board", "announce", "announced", "counted", "environment"]
+__all__ = ["Board", "announce", "announced", "counted", "environment", "is_launched"]
 
 FOLDER, NUMBER = "SPEVAL_RUN_FOLDER", "SPEVAL_RUN_NUMBER"  # in the environment of an instance
 SIZE = 24  # bytes of a board
@@ -73,6 +73,11 @@ class Board:
 def environment(folder: str, number: str) -> dict[str, str]:
     """Return what is in the environment of the instance with that number."""
     return {FOLDER: folder, NUMBER: number}
+
+
+def is_launched() -> bool:
+    """Tell whether there is a launcher above this process."""
+    return FOLDER in os.environ
 
 
 def announce(database: str) -> None:
