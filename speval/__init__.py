@@ -6,6 +6,7 @@ The map: each module imports only from those below it.
     view.doctor           do locks work in a directory?
     view.survey           how far a database is, who works on it, what failed and why
     process.instances     n instances of a script: started, watched, restarted
+    process.output        what an instance of a script writes, shown and kept
     speval                THE JOB: what may happen to an evaluation, the worker, the public functions
     view.progress         how far a sweep is, in one line
     process.jobs          n local processes that all do the same

@@ -102,6 +102,10 @@ def parser() -> argparse.ArgumentParser:
     sub = add(_run, "speval run -n 20 script.py --seed 1")
     sub.add_argument("-n", type=_number, default=-1, help="how many; by default one for each CPU")
     sub.add_argument("--threads", type=_number, metavar="K", help="threads for NumPy and its like in each")
+    sub.add_argument(
+        "--logs", metavar="DIR", help="keep there what each instance writes, in a file of its own"
+    )
+    sub.add_argument("--quiet", action="store_true", help="do not show what they write")
     sub.add_argument("script")
     sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script is given")
 
@@ -159,7 +163,7 @@ def _run(args: argparse.Namespace) -> int:
     command = [sys.executable, args.script, *args.args]
     with tempfile.TemporaryDirectory(prefix="speval-run-") as folder:
         line = Progress(lambda name: how_far(existing(name)), lambda: announced(folder))
-        ended = instances.run(command, args.n, line, folder, args.threads)
+        ended = instances.run(command, args.n, line, folder, args.threads, args.logs, args.quiet)
         good = ended.well and all(map(survey.is_completed, announced(folder)))
     if ended.came:
         print(f"speval: {_interrupted(args, line.counts)}", file=sys.stderr, flush=True)
@@ -174,7 +178,8 @@ def _interrupted(args: argparse.Namespace, counts: Mapping[str, int]) -> str:
     how = f"nothing is lost, {done} of {total} evaluations are done" if total else "nothing was begun"
     number = [] if args.n == -1 else ["-n", str(args.n)]
     threads = [] if args.threads is None else ["--threads", str(args.threads)]
-    again = shlex.join(["speval", "run", *number, *threads, args.script, *args.args])
+    output = [*([] if args.logs is None else ["--logs", args.logs]), *["--quiet"] * args.quiet]
+    again = shlex.join(["speval", "run", *number, *threads, *output, args.script, *args.args])
     return f"interrupted: {how}; to go on: {again}"
 
 

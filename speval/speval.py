@@ -38,7 +38,7 @@ from .database import Connection, Database, Name, database, existing
 from .errors import NotWritable, SpaceMismatch, SpevalError, cut, last_line, visible
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice
-from .process.launcher import announce, counted, is_launched
+from .process.launcher import announce, counted, head, is_launched
 from .process.machine import cpus, process, programs_ended
 from .process.signals import Signals, Terminated
 from .reading import CHUNK_SIZE, check_status, count, count_evals, left
@@ -462,6 +462,7 @@ class Worker:
         running = _running.set((*_running.get(), (self._db.path, claim)))
         try:
             args = from_json(claim.args, "the arguments")
+            head(claim.name, claim.attempt)
             result = self._signals.let_through(func, args)
         except (KeyboardInterrupt, SystemExit, Terminated):
             raise

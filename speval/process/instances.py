@@ -5,32 +5,30 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
 import selectors
 import signal
 import subprocess
 import sys
 import time
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, NamedTuple, Protocol
 
 from .jobs import MOMENT, STEP, Stint, descendants, die_with_parent
 from .launcher import Board, environment
 from .machine import cpus, is_stopped
+from .output import Output
 from .signals import INTERRUPTS
 
-__all__ = ["Ended", "Instance", "Output", "Shown", "run"]
+__all__ = ["Ended", "Instance", "Shown", "run"]
 
 # What NumPy and its like read to know how many threads they may have.
 THREADS = tuple(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "BLIS"))
 THREADS += ("VECLIB_MAXIMUM_THREADS",)
 RESTARTS = 10  # of one instance, each within HEALTHY seconds, at most
 HEALTHY = 60.0
-LINE = 8192  # bytes of a line that are kept until its end comes
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL, if something is wrong here
 LEFT = 1000  # pieces of output that are written after the end, at most: what an instance started may go on
-TRACEBACK = b"Traceback (most recent call last):"
 KILLS = 3  # the how manyth Ctrl-C does not ask any more
 
 
@@ -49,7 +47,15 @@ class Ended(NamedTuple):
     came: list[int]
 
 
-def run(command: Sequence[str], n: int, line: Shown, folder: str, threads: int | None = None) -> Ended:
+def run(
+    command: Sequence[str],
+    n: int,
+    line: Shown,
+    folder: str,
+    threads: int | None = None,
+    logs: str | None = None,
+    quiet: bool = False,
+) -> Ended:
     """Run `n` instances of a command until each has ended.
 
     Those that are killed are started again, up to 10 times within a minute each. One that is in one piece of
@@ -69,12 +75,17 @@ def run(command: Sequence[str], n: int, line: Shown, folder: str, threads: int |
     threads : int, optional
         Number of threads, >= 1, that libraries like NumPy may use in an instance. By default, if the
         environment does not say it, the number of CPUs over `n`, at least 1.
+    logs : str, optional
+        A folder, made if need be, for a file of each instance, ``<number>.txt``, that gets what it writes, in
+        order: so all of that goes to stdout.
+    quiet : bool
+        Do not show what they write.
     """
     n = cpus() if n == -1 else n
     env = {**_threads(n, threads), **os.environ, "PYTHONUNBUFFERED": "1"}
     if threads is not None:
         env.update(_threads(n, threads))
-    instances = [Instance(number, command, env, folder) for number in range(1, n + 1)]
+    instances = [Instance(number, command, env, folder, logs, quiet) for number in range(1, n + 1)]
     with _Forwarding() as forwarding:
         Watch(instances, line, forwarding).until_over()
         line.close()
@@ -100,11 +111,21 @@ class Instance:
         Its process, if it runs.
     """
 
-    def __init__(self, number: int, command: Sequence[str], env: Mapping[str, str], folder: str) -> None:
+    def __init__(
+        self,
+        number: int,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        folder: str,
+        logs: str | None = None,
+        quiet: bool = False,
+    ) -> None:
         self.number = number
         self.over = self.good = False
         self._command = command
-        self._env = {**env, **environment(folder, str(number))}
+        self._env = {**env, **environment(folder, str(number), logs)}
+        self._log = _log(logs, number) if logs is not None else None
+        self._quiet = quiet
         self._board = Board.make(folder, str(number))
         self._process: subprocess.Popen[bytes] | None = None
         self.due = 0.0
@@ -127,12 +148,16 @@ class Instance:
             env=self._env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.PIPE if self._log is None else subprocess.STDOUT,  # in order
             start_new_session=True,  # so that a terminal tells us alone, and we them, once
             preexec_fn=functools.partial(_tie_to, os.getpid()),  # noqa: PLW1509 - there are no threads
         )
         pairs = (self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr)
-        return [Output(self.number, pipe, stream.buffer) for pipe, stream in pairs if pipe is not None]
+        return [
+            Output(self.number, pipe, None if self._quiet else stream.buffer, self._log)
+            for pipe, stream in pairs
+            if pipe is not None
+        ]
 
     def look(self, ending: bool, passed: float = 0.0) -> str | None:
         """See how it does, `passed` seconds after the last time; return what to say of that, if anything."""
@@ -191,6 +216,11 @@ class Instance:
                 (os.kill if signum == signal.SIGTERM else os.killpg)(self._process.pid, signum)
 
 
+def _log(folder: str, number: int) -> IO[bytes]:
+    os.makedirs(folder, exist_ok=True)
+    return open(os.path.join(folder, f"{number}.txt"), "ab", 0)
+
+
 def _tie_to(parent: int) -> None:
     """Let an instance get SIGTERM when we are gone."""
     if die_with_parent(signal.SIGTERM) and os.getppid() != parent:
@@ -202,66 +232,6 @@ def _signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-class Output:
-    """What an instance writes to one of its streams, as lines with its number before them.
-
-    Attributes
-    ----------
-    interrupted : bool
-        Ctrl-C has come: the tracebacks of that are left out, one for each instance and process.
-    """
-
-    def __init__(self, number: int, pipe: IO[bytes], stream: IO[bytes]) -> None:
-        self.pipe = pipe
-        self.stream = stream
-        self.interrupted = False
-        self._traceback: list[bytes] = []  # that has not yet come to its end
-        self._prefix = b"[%d] " % number
-        self._rest = b""
-        os.set_blocking(pipe.fileno(), False)
-
-    def read(self) -> bytes | None:
-        """Return the lines that have come, None at the end. One that is too long comes in pieces.
-
-        A carriage return ends a line too, as those of a bar of progress do, of which all are shown so.
-        """
-        try:
-            more = os.read(self.pipe.fileno(), 65536)
-        except BlockingIOError:
-            return b""
-        if not more:
-            return None
-        *lines, self._rest = re.split(rb"\r*\n|\r+(?=[^\r\n])", self._rest + more)
-        while len(self._rest) > LINE:
-            end = LINE
-            while end > LINE - 4 and self._rest[end] & 0xC0 == 0x80:  # not inside a character
-                end -= 1
-            lines.append(self._rest[:end])
-            self._rest = self._rest[end:]
-        return self._numbered(self._without_interrupts(lines) if self.interrupted else lines)
-
-    def close(self) -> bytes:
-        """Return what is left of a line without end."""
-        rest, self._rest = self._rest.rstrip(b"\r"), b""
-        self.pipe.close()
-        return self._numbered([*self._traceback, *([rest] if rest else [])])
-
-    def _numbered(self, lines: Iterable[bytes]) -> bytes:
-        return b"".join(self._prefix + line + b"\n" for line in lines)
-
-    def _without_interrupts(self, lines: Iterable[bytes]) -> Iterator[bytes]:
-        for line in lines:
-            if line == TRACEBACK or self._traceback:
-                self._traceback.append(line)
-                if line == TRACEBACK or line.startswith(b" "):
-                    continue
-                if not line.startswith(b"KeyboardInterrupt"):
-                    yield from self._traceback
-                self._traceback = []
-            else:
-                yield line
 
 
 class _Forwarding:
@@ -380,8 +350,8 @@ class Watch:
                 self._write(key.data.stream, text)
         return found
 
-    def _write(self, stream: IO[bytes], text: bytes) -> None:
-        if text:
+    def _write(self, stream: IO[bytes] | None, text: bytes) -> None:
+        if text and stream is not None:
             self._line.clear()
             stream.write(text)
             stream.flush()

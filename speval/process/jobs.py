@@ -34,6 +34,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from ..errors import SpevalError
+from .launcher import log_of, redirect
 from .machine import identity
 from .signals import INTERRUPTS
 
@@ -84,7 +85,8 @@ def run(
     """
     wait = functools.partial(let_through, connection.wait)
     context = _context(work)
-    jobs = [Job(context, work, limit) for _ in range(n)]
+    logs = [log_of(number) if _level == 0 else None for number in range(1, n + 1)]
+    jobs = [Job(context, work, limit, log) for log in logs]
     try:
         before = time.monotonic()
         while any(not job.done for job in jobs):
@@ -158,7 +160,9 @@ class Job:
         Where the process says how its work ended.
     """
 
-    def __init__(self, context: BaseContext, work: Callable[[Any], None], limit: float | None) -> None:
+    def __init__(
+        self, context: BaseContext, work: Callable[[Any], None], limit: float | None, log: str | None = None
+    ) -> None:
         self.done = False
         self.early = 0
         self.why = ""
@@ -166,6 +170,7 @@ class Job:
         self._context = context
         self._work = work
         self._limit = limit
+        self._log = log
         self._process: BaseProcess | None = None  # none between two
         self._pause = 0.0  # seconds until the next one is started
 
@@ -199,7 +204,7 @@ class Job:
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, those of a BLAS say
             process = self._context.Process(  # type: ignore[attr-defined]
                 target=_main,
-                args=(self._work, self._count, theirs, os.getpid(), _level + 1, mask),
+                args=(self._work, self._count, theirs, os.getpid(), _level + 1, mask, self._log),
                 daemon=False,
             )
             try:
@@ -368,7 +373,15 @@ def _blocked() -> Iterator[set[Any] | None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, level: int, mask: Any) -> None:
+def _main(
+    work: Callable[[Any], None],
+    count: Any,
+    pipe: Any,
+    parent: int,
+    level: int,
+    mask: Any,
+    log_file: str | None,
+) -> None:
     """Do the work, in its process, and say how it ended."""
     global _level  # noqa: PLW0603 - it is that of the process
     _level = level
@@ -378,6 +391,8 @@ def _main(work: Callable[[Any], None], count: Any, pipe: Any, parent: int, level
             signal.signal(signum, signal.SIG_DFL)
     if mask is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if log_file is not None:
+        redirect(log_file)
     if "numpy.random" in sys.modules:  # as Python does with its own: else all would draw the same numbers
         sys.modules["numpy.random"].seed()
     said: bytes = pickle.dumps(None)

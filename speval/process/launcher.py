@@ -11,12 +11,28 @@ import functools
 import json
 import mmap
 import os
+import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["Board", "announce", "announced", "counted", "environment", "is_launched"]
+from ..errors import visible
 
-FOLDER, NUMBER = "SPEVAL_RUN_FOLDER", "SPEVAL_RUN_NUMBER"  # in the environment of an instance
+__all__ = [
+    "HEADING",
+    "Board",
+    "announce",
+    "announced",
+    "counted",
+    "environment",
+    "head",
+    "is_launched",
+    "log_of",
+    "redirect",
+]
+
+# In the environment of an instance:
+FOLDER, NUMBER, LOGS = "SPEVAL_RUN_FOLDER", "SPEVAL_RUN_NUMBER", "SPEVAL_RUN_LOGS"
+HEADING = "speval: evaluation "
 SIZE = 24  # bytes of a board
 
 _free = threading.Lock()  # whoever counts on the board of this process has it
@@ -70,9 +86,9 @@ class Board:
         self._seconds[0] = limit
 
 
-def environment(folder: str, number: str) -> dict[str, str]:
-    """Return what is in the environment of the instance with that number."""
-    return {FOLDER: folder, NUMBER: number}
+def environment(folder: str, number: str, logs: str | None = None) -> dict[str, str]:
+    """Return what is in the environment of the instance with that number, whose output `logs` may keep."""
+    return {FOLDER: folder, NUMBER: number, **({LOGS: os.path.abspath(logs)} if logs else {})}
 
 
 def is_launched() -> bool:
@@ -132,3 +148,33 @@ def _board() -> Board | None:
 @functools.cache  # never closed: by then its descriptor may be another's, if `func` has closed it
 def _opened(folder: str, number: str) -> Board:
     return Board(folder, number)
+
+
+def head(name: str, attempt: int) -> None:
+    """Where the output of this process is kept, write there which evaluation the rest is of."""
+    if _is_logged:
+        with contextlib.suppress(
+            OSError, ValueError, AttributeError
+        ):  # of a stream that is full, closed or None
+            sys.stderr.write(f"{HEADING}{visible(name)}, attempt {attempt}\n")
+            sys.stderr.flush()
+
+
+def log_of(worker: int) -> str | None:
+    """Return the file for the output of a worker process of this instance, if it is to be kept."""
+    return f"{os.environ[LOGS]}/{os.environ[NUMBER]}.{worker}.txt" if _is_logged else None
+
+
+def redirect(log: str) -> None:
+    """Let this process write to the end of a file what it writes to stdout and stderr."""
+    global _is_logged  # noqa: PLW0603 - it is that of the process
+    _is_logged = True
+    with contextlib.suppress(OSError):
+        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        for stream in 1, 2:
+            os.dup2(fd, stream)
+        if fd > 2:
+            os.close(fd)
+
+
+_is_logged = LOGS in os.environ and _board() is not None  # as in the processes that are forked from it
