@@ -833,6 +833,7 @@ def _shown(db: Database, progress: bool) -> Iterator[Callable[[], float | None]]
 
     line = Progress(lambda name: how_far(db), lambda: [db.path])
     try:
+        line.show()  # before anything is done: the rate is that of what comes after
         yield line.show
     finally:
         line.close()
