@@ -14,21 +14,25 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from . import __version__
+from .database import existing
 from .errors import SpevalError, last_line, visible
+from .process.launcher import announced
 from .reading import STATUSES
-from .speval import ANNOUNCE, reset_evals
+from .speval import reset_evals
 from .view.progress import Progress, Rate, bar, duration, speed
 from .view.table import flat, table
+from .workers import how_far
 
 __all__ = ["main", "parser"]
 
@@ -106,6 +110,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "-m", dest="module", action="store_true", help="script is the name of a module, as for python -m"
     )
+    sub.add_argument(
+        "--logs", metavar="DIR", help="keep there what each instance writes, in a file of its own"
+    )
+    sub.add_argument("--quiet", action="store_true", help="do not show what they write")
     sub.add_argument("script")
     more = sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script is given")
     more.required = False  # else it is said to be missing where the script is
@@ -185,13 +193,25 @@ def _run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"there is no script {args.script}")
     command = [sys.executable, *(["-m"] if args.module else []), args.script, *args.args]
     with tempfile.TemporaryDirectory(prefix="speval-run-") as folder:
-        used = os.path.join(folder, "databases")
-        line = Progress(lambda: survey.how_far_together(survey.announced(used)))
-        ended = instances.run(command, args.n, line, {ANNOUNCE: used}, args.threads)
-        good = ended.well and all(map(survey.is_completed, survey.announced(used)))
+        line = Progress(lambda name: how_far(existing(name)), lambda: announced(folder))
+        ended = instances.run(command, args.n, line, folder, args.threads, args.logs, args.quiet)
+        good = ended.well and all(map(survey.is_completed, announced(folder)))
+    if ended.came:
+        print(f"speval: {_interrupted(args, line.counts)}", file=sys.stderr, flush=True)
     for signum in ended.came:
         signal.raise_signal(signum)
     return 0 if good else 1
+
+
+def _interrupted(args: argparse.Namespace, counts: Mapping[str, int]) -> str:
+    """Return what to say of how far it is, and what to do to go on."""
+    done, total = counts["completed"] + counts["failed"], sum(counts.values())
+    how = f"nothing is lost, {done} of {total} evaluations are done" if total else "nothing was begun"
+    number = [] if args.n == -1 else ["-n", str(args.n)]
+    threads = [] if args.threads is None else ["--threads", str(args.threads)]
+    output = [*([] if args.logs is None else ["--logs", args.logs]), *["--quiet"] * args.quiet]
+    again = shlex.join(["speval", "run", *number, *threads, *output, args.script, *args.args])
+    return f"interrupted: {how}; to go on: {again}"
 
 
 def _status(args: argparse.Namespace) -> int:

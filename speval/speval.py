@@ -39,6 +39,7 @@ from .errors import NotWritable, SpaceMismatch, SpevalError, cut, last_line, vis
 from .function import code_of, differences, name_of
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice
+from .process.launcher import announce, counted, head, is_launched
 from .process.machine import cpus, process, programs_ended
 from .process.signals import Signals, Terminated
 from .reading import CHUNK_SIZE, check_status, count, count_evals, left
@@ -46,7 +47,7 @@ from .space import Space
 from .values import MAX_ERROR, error_of, from_json, refusal_of, to_json
 from .workers import DIED, NOBODY, STALLED, UNKNOWN, Lookout, Loss, how_far
 
-__all__ = ["ANNOUNCE", "current_eval", "reset_evals", "speval"]
+__all__ = ["current_eval", "reset_evals", "speval"]
 
 log = logging.getLogger("speval")
 T = TypeVar("T")
@@ -466,6 +467,7 @@ class Worker:
         running = _running.set((*_running.get(), (self._db.path, claim)))
         try:
             args = from_json(claim.args, "the arguments")
+            head(claim.name, claim.attempt)
             result = self._signals.let_through(func, args)
         except (KeyboardInterrupt, SystemExit, Terminated):
             raise
@@ -744,7 +746,8 @@ def speval(
     """
     _check(func, eval_space, timeout, n_jobs, max_attempts, max_failures)
     db = database(evals_fname)
-    _announce(db.path)
+    if not _running.get():
+        announce(db.path)
     if db.path in _waiting_for_this():
         raise SpevalError(f"speval() inside func on {db.path} too would wait for itself: use another file")
     with Space(eval_space) as space:
@@ -753,11 +756,12 @@ def speval(
     work = functools.partial(
         _work, db if n_jobs == 1 else db.path, func, timeout, max_attempts, max_failures, wait
     )
-    with _shown(db, progress and rest) as show:
+    told = n_jobs != 1 and not is_launched()
+    with _summed_up(db) if told else contextlib.nullcontext(), _shown(db, progress and rest) as show:
         # Again, if somebody else extended the space at the very end; unless the database contradicts itself.
         while counts is None or (wait and _left_of(counts) and _left_of(counts := count_evals(db))):
             if n_jobs == 1:
-                counts = _in_this_process(work, show) or count_evals(db)
+                counts = _in_this_process(work, timeout, show) or count_evals(db)
             else:
                 _in_processes(db, work, n_jobs, timeout, show)
                 counts = count_evals(db)
@@ -794,7 +798,7 @@ def _work(
 ) -> dict[str, int] | None:
     """Work on the database; in a process that another one watches, `count` tells that what it has to know."""
     db = database(name)
-    watched = count is not None or ANNOUNCE in os.environ  # by who tells how it died
+    watched = count is not None or is_launched()  # by who tells how it died
     worker = Worker(db, timeout, max_attempts, code_of(func), watched)
     if count is None:
         return worker.work(func, max_failures, wait)
@@ -834,40 +838,41 @@ def _shown(db: Database, progress: bool) -> Iterator[Callable[[], float | None]]
         return
     from .view.progress import Progress
 
-    def show() -> float:
-        with contextlib.suppress(SpevalError):  # a worker meets it too, and says so
-            return float(line.show())
-        return LOOK
-
-    line = Progress(lambda: how_far(db))
+    line = Progress(lambda name: how_far(db), lambda: [db.path])
     try:
-        yield show
+        line.show()  # before anything is done: the rate is that of what comes after
+        yield line.show
     finally:
-        with contextlib.suppress(SpevalError):
-            line.close()
+        line.close()
+
+
+@contextlib.contextmanager
+def _summed_up(db: Database) -> Iterator[None]:
+    """When Ctrl-C ends the block, say how far it is."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(SpevalError, OSError):
+            counts = count_evals(db)
+            done, total = sum(counts.values()) - _left_of(counts), sum(counts.values())
+            log.warning(
+                "interrupted: nothing is lost, %d of %d are done: start it again to go on", done, total
+            )
+        raise
 
 
 def _in_this_process(
-    work: Callable[[], dict[str, int] | None], show: Callable[[], float | None]
+    work: Callable[..., dict[str, int] | None], timeout: float | None, show: Callable[[], float | None]
 ) -> dict[str, int] | None:
     ticker = Ticker(show)
     pause = show()
     if pause is not None:
         ticker.start(pause)
     try:
-        return work()
+        with counted(timeout) as count:
+            return work(count)
     finally:
         ticker.stop()
-
-
-ANNOUNCE = "SPEVAL_ANNOUNCE"  # in the environment: a file that takes the databases an instance uses
-
-
-def _announce(path: str) -> None:
-    name = os.environ.get(ANNOUNCE)
-    if name and not _running.get():
-        with contextlib.suppress(OSError), open(name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(path) + "\n")
 
 
 def _check(

@@ -21,12 +21,15 @@ import sys
 import termios
 
 import pytest
-from conftest import LIMIT, PYTHON, Sandbox, until
+from conftest import LIMIT, PYTHON, Sandbox, state, until
+from test_jobs import is_alive
 
 from speval import __version__, count_evals, load_evals, reset_evals, speval
 from speval.cli import main
+from speval.process import launcher
 from speval.process.instances import Instance
 from speval.process.machine import Mount
+from speval.process.output import Output
 from speval.view import doctor, survey
 
 BAD = [3, 7]
@@ -701,7 +704,6 @@ class TestRun:
         (sandbox.path / "pkg" / "mod.py").write_text("import sys; print(__name__, sys.argv[1:])")
         printed = sandbox.end(self.start(sandbox, "", "-n", "2", "-m", "pkg.mod", "-m", "--x"))
         assert all(f"[{number}] __main__ ['-m', '--x']\n" in printed for number in (1, 2))
-        assert "pkg that can be run" in command(sandbox, "run", "-m", "pkg", code=2)
 
     @pytest.mark.parametrize(("words", "threads"), [((), None), (("--threads", "3"), "3")])
     def test_libraries_get_their_part_of_the_threads(
@@ -744,8 +746,8 @@ speval(func, range(5), "evals.db")
         assert "speval: instance 1 was killed by SIGKILL: it is started again in 1 s" in printed
         assert sandbox.column("result") == list(range(5))
 
-    def test_one_that_is_killed_again_and_again_is_given_up(self) -> None:
-        instance = Instance(1, ["sh", "-c", "kill -9 $$"], dict(os.environ))
+    def test_one_that_is_killed_again_and_again_is_given_up(self, tmp_path: pathlib.Path) -> None:
+        instance = Instance(1, ["sh", "-c", "kill -9 $$"], os.environ, str(tmp_path))
         said = []
         while not instance.over:
             instance.due = 0.0  # no pause
@@ -756,6 +758,54 @@ speval(func, range(5), "evals.db")
         assert len(said) == 11
         assert said[-1].endswith("for the 11th time in a row: it is not started again")
         assert not instance.good
+
+    def test_what_hangs_is_ended_with_its_programs_and_the_sweep_goes_on(self, sandbox: Sandbox) -> None:
+        code = """
+import subprocess
+def func(x):
+    if x == 1:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as C code does in effect
+        program = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        with open("calls", "a") as calls:
+            calls.write(f"{program.pid}\\n")
+        program.wait()
+    return x
+
+print("counts", speval(func, range(5), "evals.db", timeout=0.5, max_attempts=2))
+"""
+        printed = sandbox.end(self.start(sandbox, code, "-n", "2", "script.py"), 1)
+        counts = {"pending": 0, "in_progress": 0, "completed": 4, "failed": 1}
+        assert printed.count(f"counts {counts}") == 2
+        assert printed.count("has run past 0.5 s in one evaluation and is ended") == 2
+        assert sandbox.column("losses") == [0, 2, 0, 0, 0]
+        until(lambda: not any(is_alive(int(pid)) for pid in sandbox.calls()))
+
+    def test_one_that_hangs_is_started_again_as_often_as_that_is_a_loss(self, tmp_path: pathlib.Path) -> None:
+        instance = Instance(1, ["sleep", "1000"], os.environ, str(tmp_path))
+        board = launcher.Board(str(tmp_path), "1")
+        for _ in range(12):
+            for output in instance.start():
+                output.close()
+            board.limit, board.value = 5.0, 1
+            assert instance.look(ending=False, passed=1.0) is None
+            assert "has run past 5 s" in (instance.look(ending=False, passed=5.0) or "")
+            assert until(lambda: instance.look(ending=False)) == "instance 1 is started again"
+
+    def test_one_that_is_stopped_does_not_hang(self, tmp_path: pathlib.Path) -> None:
+        instance = Instance(1, ["sh", "-c", "kill -STOP $$; sleep 1000"], os.environ, str(tmp_path))
+        board = launcher.Board(str(tmp_path), "1")
+        outputs = instance.start()
+        pid = instance.pid or 0
+        until(lambda: state(pid) == "T")
+        board.limit, board.value = 5.0, 1
+        for _ in range(10):
+            assert instance.look(ending=False, passed=1.0) is None
+        os.kill(pid, signal.SIGCONT)
+        said = [instance.look(ending=False, passed=1.0) for _ in range(5)]
+        assert [line is None for line in said] == [True] * 4 + [False]
+        for output in outputs:
+            output.close()
+        until(lambda: instance.look(ending=True) or instance.over)
 
     def test_one_megabyte_without_a_newline_is_passed_on(self, sandbox: Sandbox) -> None:
         code = "sys.stdout.write('x' * 1_000_000)\nsys.stdout.flush()\nprint('end')\n"
@@ -777,9 +827,8 @@ sys.stdout.write("".join("step %d\\r" % step for step in range(3)) + "\u20ac" * 
         printed = sandbox.end(self.start(sandbox, code, "-n", "1", "script.py"))
         sandbox.touch("over")
         lines = [line[4:] for line in printed.splitlines() if line.startswith("[1] ")]
-        assert lines[:3] == ["step 0", "step 1", "step 2"]
         assert lines[-1] == "last words"
-        assert "".join(lines[3:-1]) == "\u20ac" * 10_000
+        assert "".join(lines[:-1]).replace("step 2", "") == "\u20ac" * 10_000
 
     @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
     @pytest.mark.parametrize("n_jobs", [1, 2])
@@ -797,8 +846,70 @@ speval(func, range(9), "evals.db", n_jobs={n_jobs})
         run = self.start(sandbox, code, "-n", "2", "script.py")
         until(lambda: len(sandbox.calls()) == 2 * n_jobs)
         run.send_signal(signum)
-        sandbox.end(run, -signum)
+        printed = sandbox.end(run, -signum)
         assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 9
+        said = "nothing is lost, 0 of 9 evaluations are done; to go on: speval run -n 2 script.py"
+        assert printed.splitlines()[-1] == f"speval: interrupted: {said}"
+        assert printed.count("interrupted") == 1
+        assert "Traceback" not in printed
+
+    def test_a_line_that_is_rewritten_is_shown_now_and_then_and_its_end_is_kept(self) -> None:
+        read, write = os.pipe()
+        log, now = io.BytesIO(), 0.0
+        output = Output(1, open(read, "rb", 0), io.BytesIO(), log, lambda: now)  # noqa: SIM115 - it closes it
+        shown = b""
+        for step in range(101):
+            os.write(write, b"\r%d %%" % step)
+            shown += output.read() or b""
+            now += 0.3
+        os.write(write, b"\nend\r\n")
+        shown += output.read() or b""
+        assert shown == b"[1] 0 %\n[1] 34 %\n[1] 68 %\n[1] 100 %\n[1] end\n"
+        assert log.getvalue() == b"100 %\nend\n"
+        os.close(write)
+        output.close()
+
+    def test_what_each_evaluation_writes_is_kept_under_its_name(self, sandbox: Sandbox) -> None:
+        code = """
+def func(x):
+    if x == 1 and current_eval()["attempt"] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("out", x)
+    os.system(f"echo err {x} >&2")
+
+speval(func, {"a": 0, "b": 1}, "evals.db", n_jobs=int(sys.argv[1]))
+"""
+        for n_jobs, file in ("1", "1.txt"), ("2", "1.2.txt"):
+            words = ["-n", "1", "--quiet", "--logs", f"logs/{n_jobs}", "script.py", n_jobs]
+            printed = sandbox.end(self.start(sandbox, code, *words))
+            assert "out" not in printed
+            assert "evaluation a" not in printed
+            assert "] 2/2, " in printed
+            kept = [path.read_text() for path in sorted((sandbox.path / "logs" / n_jobs).iterdir())]
+            assert (sandbox.path / "logs" / n_jobs / file).exists()
+            for name, x, attempt in ("a", 0, 1), ("b", 1, 2):
+                lines = next(text for text in kept if f"out {x}" in text).splitlines()
+                place = lines.index(f"speval: evaluation {name}, attempt {attempt}")
+                assert {f"out {x}", f"err {x}"} <= set(lines[place + 1 : place + 3])
+            os.remove(sandbox.db)
+
+    def test_without_quiet_it_is_shown_too_and_without_headings(self, sandbox: Sandbox) -> None:
+        code = "speval(lambda x: print('at', x), [0], 'evals.db')\n"
+        printed = sandbox.end(self.start(sandbox, code, "-n", "1", "--logs", "logs", "script.py"))
+        assert "[1] at 0\n" in printed
+        assert "speval: evaluation" not in printed
+        assert (sandbox.path / "logs" / "1.txt").read_text() == "speval: evaluation 0, attempt 1\nat 0\n"
+
+    def test_after_ctrl_c_only_its_own_tracebacks_are_left_out(self) -> None:
+        read, write = os.pipe()
+        output = Output(1, open(read, "rb", 0), io.BytesIO())  # noqa: SIM115 - it closes it
+        output.interrupted = True
+        frames = 'Traceback (most recent call last):\n  File "x", line 1, in f\n    f()\n    ^^^\n'
+        os.write(write, f"a\n{frames}KeyboardInterrupt\nb\n{frames}ValueError: c\n{frames}".encode())
+        os.close(write)
+        shown = (output.read() or b"") + output.close()
+        lines = f"a\nb\n{frames}ValueError: c\n{frames}".splitlines()
+        assert shown.decode().splitlines() == [f"[1] {line}" for line in lines]
 
     def test_without_a_stderr_it_runs_all_the_same(self, sandbox: Sandbox) -> None:
         (sandbox.path / "script.py").write_text("from speval import *\nspeval(abs, [-1], 'evals.db')\n")
@@ -838,6 +949,29 @@ while True:
             run.send_signal(signal.SIGINT)
         sandbox.end(run, -signal.SIGINT)
 
+    def test_a_script_that_fails_at_once_leaves_no_bar(self, sandbox: Sandbox) -> None:
+        (sandbox.path / "script.py").write_text("import nothing_of_that_name\n")
+        shown = on_terminal(sandbox, 80, "run", "-n", "2", "script.py")
+        assert shown.count("instance 1 ended with exit code 1") == 1
+        assert "0/0" not in shown
+        assert "##" not in shown
+
+    def test_a_database_that_is_locked_now_and_then_is_shown_as_it_was(self, sandbox: Sandbox) -> None:
+        (sandbox.path / "script.py").write_text(
+            "import contextlib, sqlite3, time\nfrom speval import *\n"
+            "def func(x):\n"
+            "    with contextlib.closing(sqlite3.connect('evals.db', isolation_level=None)) as conn:\n"
+            "        time.sleep(0.2)\n"
+            "        conn.execute('BEGIN EXCLUSIVE')\n"
+            "        time.sleep(0.7)  # in which at least one look fails\n"
+            "        conn.execute('ROLLBACK')\n"
+            "speval(func, range(2), 'evals.db')\n"
+        )
+        shown = on_terminal(sandbox, 80, "run", "-n", "1", "script.py")
+        numbers = re.findall(r"\d+/\d+(?=,)", shown)
+        assert numbers == sorted(numbers)
+        assert set(numbers) <= {"0/2", "1/2", "2/2"}
+
     def test_its_progress_is_shown_on_a_terminal_under_what_is_printed(self, sandbox: Sandbox) -> None:
         (sandbox.path / "script.py").write_text(
             "import time\nfrom speval import *\n"
@@ -846,7 +980,7 @@ while True:
         shown = on_terminal(sandbox, 80, "run", "-n", "2", "script.py")
         lines = [re.split(r"\r+", line.rstrip("\r"))[-1] for line in shown.split("\n")]
         assert sum(bool(re.fullmatch(r"\[[12]\] did \d+", line)) for line in lines) == 20
-        assert "] 20/20, 0 workers, " in lines[-2]
+        assert "] 20/20, 0 workers" in lines[-2]
 
 
 ABSURD = [
@@ -958,5 +1092,5 @@ def test_times_are_said_as_a_person_would() -> None:
         rate.learn(float(second), 100 + second)
     assert rate.learn(100.0, 200) == pytest.approx(1.0, rel=0.1)
     counts = {"pending": 5, "in_progress": 1, "completed": 3, "failed": 1}
-    assert line(counts, 2, 0.01, 120).endswith("] 4/10, 1 failed, 2 workers, 36/h, 10 min left")
-    assert len(line(counts, 2, 0.01, 40)) < 40
+    assert line(counts, 2, 0.01, 600.0, 120).endswith("] 4/10, 1 failed, 2 workers, 36/h, 10 min left")
+    assert len(line(counts, 2, 0.01, 600.0, 40)) < 40

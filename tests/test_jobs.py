@@ -771,7 +771,9 @@ speval(func, range(4), "evals.db", n_jobs={n_jobs}, progress=True)
         instance, terminal = self.start(sandbox, script)
         workers = pids(sandbox, n_jobs)
         os.write(terminal, b"\x03")
-        assert self.read(terminal).count("Traceback") == 1
+        shown = self.read(terminal)
+        assert shown.count("Traceback") == 1
+        assert ("interrupted: nothing is lost, 0 of 4 are done: start it again" in shown) == (n_jobs > 1)
         assert instance.wait(LIMIT) == -signal.SIGINT
         assert not any(map(is_alive, workers))
         assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 4
@@ -796,6 +798,27 @@ speval(func, [0, 1], "evals.db", n_jobs=2)
         self.read(terminal)
         assert shell.wait(LIMIT) == 0
         assert sandbox.column("result") == [0, 1]
+
+    def test_ctrl_z_stops_speval_run_with_its_instances_and_they_go_on_together(
+        self, sandbox: Sandbox
+    ) -> None:
+        (sandbox.path / "script.py").write_text(
+            PRELUDE + "speval(lambda x: (note(os.getpid()), wait_for('go')), [0, 1], 'evals.db')\n"
+        )
+        script = """
+from speval.cli import main
+note(os.getpid())
+sys.exit(main(["run", "-n", "2", "script.py"]))
+"""
+        shell, terminal = self.start(sandbox, script, SHELL)
+        everybody = pids(sandbox, 3)
+        os.write(terminal, b"\x1a")
+        until(lambda: all(state(pid) == "T" for pid in everybody))
+        os.killpg(everybody[0], signal.SIGCONT)  # what `fg` does
+        until(lambda: not any(state(pid) == "T" for pid in everybody))
+        sandbox.touch("go")
+        self.read(terminal)
+        assert shell.wait(LIMIT) == 0
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
 import selectors
 import signal
 import subprocess
@@ -15,8 +14,10 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import IO, NamedTuple, Protocol
 
-from .jobs import die_with_parent
-from .machine import cpus
+from .jobs import MOMENT, STEP, Stint, descendants, die_with_parent
+from .launcher import Board, environment
+from .machine import cpus, is_stopped
+from .output import Output
 from .signals import INTERRUPTS
 
 __all__ = ["Ended", "Instance", "Shown", "run"]
@@ -26,7 +27,6 @@ THREADS = tuple(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NU
 THREADS += ("VECLIB_MAXIMUM_THREADS",)
 RESTARTS = 10  # of one instance, each within HEALTHY seconds, at most
 HEALTHY = 60.0
-LINE = 8192  # bytes of a line that are kept until its end comes
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL, if something is wrong here
 LEFT = 1000  # pieces of output that are written after the end, at most: what an instance started may go on
 KILLS = 3  # the how manyth Ctrl-C does not ask any more
@@ -48,12 +48,19 @@ class Ended(NamedTuple):
 
 
 def run(
-    command: Sequence[str], n: int, line: Shown, env: Mapping[str, str], threads: int | None = None
+    command: Sequence[str],
+    n: int,
+    line: Shown,
+    folder: str,
+    threads: int | None = None,
+    logs: str | None = None,
+    quiet: bool = False,
 ) -> Ended:
     """Run `n` instances of a command until each has ended.
 
-    Those that are killed are started again, up to 10 times within a minute each. What they write goes to
-    stdout and stderr, line by line, with their number before it. SIGINT, SIGTERM and SIGHUP go to them.
+    Those that are killed are started again, up to 10 times within a minute each. One that is in one piece of
+    work for longer than it has said is ended, and started again. What they write goes to stdout and stderr,
+    line by line, with their number before it. SIGINT, SIGTERM and SIGHUP go to them.
 
     Parameters
     ----------
@@ -63,17 +70,22 @@ def run(
         Number of instances, >= 1, or -1 for one per CPU.
     line : Shown
         What is shown of their progress.
-    env : mapping
-        What their environment has beside that of this process.
+    folder : str
+        In which they tell what they use and do: an empty one, of this process alone.
     threads : int, optional
         Number of threads, >= 1, that libraries like NumPy may use in an instance. By default, if the
         environment does not say it, the number of CPUs over `n`, at least 1.
+    logs : str, optional
+        A folder, made if need be, for a file of each instance, ``<number>.txt``, that gets what it writes, in
+        order: so all of that goes to stdout.
+    quiet : bool
+        Do not show what they write.
     """
     n = cpus() if n == -1 else n
-    env = {**_threads(n, threads), **os.environ, **env, "PYTHONUNBUFFERED": "1"}
+    env = {**_threads(n, threads), **os.environ, "PYTHONUNBUFFERED": "1"}
     if threads is not None:
         env.update(_threads(n, threads))
-    instances = [Instance(number, command, env) for number in range(1, n + 1)]
+    instances = [Instance(number, command, env, folder, logs, quiet) for number in range(1, n + 1)]
     with _Forwarding() as forwarding:
         Watch(instances, line, forwarding).until_over()
         line.close()
@@ -95,42 +107,93 @@ class Instance:
         It has ended for good; and with 0.
     due : float
         When it is started, by the monotonic clock, s.
+    pid : int or None
+        Its process, if it runs.
     """
 
-    def __init__(self, number: int, command: Sequence[str], env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        number: int,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        folder: str,
+        logs: str | None = None,
+        quiet: bool = False,
+    ) -> None:
         self.number = number
         self.over = self.good = False
         self._command = command
-        self._env = env
+        self._env = {**env, **environment(folder, str(number), logs)}
+        self._log = _log(logs, number) if logs is not None else None
+        self._quiet = quiet
+        self._board = Board.make(folder, str(number))
         self._process: subprocess.Popen[bytes] | None = None
         self.due = 0.0
         self._kills = 0  # in a row, each within HEALTHY seconds
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
 
     def start(self) -> list[Output]:
         """Start it if it is time; return what it writes."""
         if self.over or self._process is not None or time.monotonic() < self.due:
             return []
         self._began = time.monotonic()
+        self._board.limit = self._board.value = 0
+        self._stint = Stint()
+        self._ending: float | None = None  # seconds since it was told to end, because it hangs
         self._process = subprocess.Popen(
             self._command,
             env=self._env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.PIPE if self._log is None else subprocess.STDOUT,  # in order
             start_new_session=True,  # so that a terminal tells us alone, and we them, once
             preexec_fn=functools.partial(_tie_to, os.getpid()),  # noqa: PLW1509 - there are no threads
         )
         pairs = (self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr)
-        return [Output(self.number, pipe, stream.buffer) for pipe, stream in pairs if pipe is not None]
+        return [
+            Output(self.number, pipe, None if self._quiet else stream.buffer, self._log)
+            for pipe, stream in pairs
+            if pipe is not None
+        ]
 
-    def look(self, ending: bool) -> str | None:
-        """See whether it has ended; return what to say of that, if anything."""
-        if self._process is None or self._process.poll() is None:
+    def look(self, ending: bool, passed: float = 0.0) -> str | None:
+        """See how it does, `passed` seconds after the last time; return what to say of that, if anything."""
+        if self._process is None:
             return None
+        if self._process.poll() is None:
+            return self._time(self._process.pid, passed)
         code, self._process = self._process.returncode, None
+        if self._ending is not None and code != 0 and not ending:  # a loss is counted: it comes to an end
+            return f"instance {self.number} is started again"
         if code >= 0 or ending:
             self.over, self.good = True, code == 0
             return f"instance {self.number} ended with exit code {code}" if code > 0 else None
+        return self._fall(code)
+
+    def _time(self, pid: int, passed: float) -> str | None:
+        """End it if its piece of work is overdue; but for the time in which it was stopped."""
+        limit = self._board.limit
+        if self._ending is not None:
+            self._ending += passed
+            if self._ending >= MOMENT:
+                self._kill(pid)
+        elif limit and self._stint.goes_on(self._board.value, 0.0 if is_stopped(pid) else passed) >= limit:
+            self._ending = 0.0
+            self.end(signal.SIGTERM)
+            return f"instance {self.number} has run past {limit:g} s in one evaluation and is ended"
+        return None
+
+    def _kill(self, pid: int) -> None:
+        """Kill it, and what it has started."""
+        below = list(descendants(pid))
+        for kill, victim in (os.killpg, pid), *((os.kill, child) for child in below):
+            with contextlib.suppress(OSError):
+                kill(victim, signal.SIGKILL)
+
+    def _fall(self, code: int) -> str:
         healthy = time.monotonic() - self._began >= HEALTHY
         self._kills = 1 if healthy else self._kills + 1
         how = f"instance {self.number} was killed by {_signal(-code)}"
@@ -142,12 +205,20 @@ class Instance:
         return f"{how}: it is started again{f' in {pause:.0f} s' if pause else ''}"
 
     def end(self, signum: int) -> None:
+        """Pass on a signal that is to end it; it is not started again if that was to come."""
+        self.over = self.over or self._process is None
+        self.tell(signum)
+
+    def tell(self, signum: int) -> None:
         """Pass a signal on: Ctrl-C to all that it has started too, as a terminal does."""
-        if self._process is None:
-            self.over = True
-        else:
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 (os.kill if signum == signal.SIGTERM else os.killpg)(self._process.pid, signum)
+
+
+def _log(folder: str, number: int) -> IO[bytes]:
+    os.makedirs(folder, exist_ok=True)
+    return open(os.path.join(folder, f"{number}.txt"), "ab", 0)
 
 
 def _tie_to(parent: int) -> None:
@@ -163,59 +234,34 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
-class Output:
-    """What an instance writes to one of its streams, as lines with its number before them."""
-
-    def __init__(self, number: int, pipe: IO[bytes], stream: IO[bytes]) -> None:
-        self.pipe = pipe
-        self.stream = stream
-        self._prefix = b"[%d] " % number
-        self._rest = b""
-        os.set_blocking(pipe.fileno(), False)
-
-    def read(self) -> bytes | None:
-        """Return the lines that have come, None at the end. One that is too long comes in pieces.
-
-        A carriage return ends a line too, as those of a bar of progress do, of which all are shown so.
-        """
-        try:
-            more = os.read(self.pipe.fileno(), 65536)
-        except BlockingIOError:
-            return b""
-        if not more:
-            return None
-        *lines, self._rest = re.split(rb"\r*\n|\r+(?=[^\r\n])", self._rest + more)
-        while len(self._rest) > LINE:
-            end = LINE
-            while end > LINE - 4 and self._rest[end] & 0xC0 == 0x80:  # not inside a character
-                end -= 1
-            lines.append(self._rest[:end])
-            self._rest = self._rest[end:]
-        return b"".join(self._prefix + line + b"\n" for line in lines)
-
-    def close(self) -> bytes:
-        """Return what is left of a line without end."""
-        rest, self._rest = self._rest.rstrip(b"\r"), b""
-        self.pipe.close()
-        return self._prefix + rest + b"\n" if rest else b""
-
-
 class _Forwarding:
-    """Keep the signals that come in the block, to pass them on; behind it the default stands for them."""
+    """Keep the signals that come in the block, to pass them on; behind it the default stands for them.
+
+    Attributes
+    ----------
+    came : list of int
+        Those that are to end all.
+    stop : bool
+        Ctrl-Z has come.
+    """
 
     def __init__(self) -> None:
         self.came: list[int] = []
+        self.stop = False
         self._kept: list[int] = []
 
     def __enter__(self) -> _Forwarding:
-        for signum in INTERRUPTS:
+        for signum in [*INTERRUPTS, signal.SIGTSTP]:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
                 signal.signal(signum, self._handle)
                 self._kept.append(signum)
         return self
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
-        self.came.append(signum)
+        if signum == signal.SIGTSTP:
+            self.stop = True
+        else:
+            self.came.append(signum)
 
     def __exit__(self, *exc_info: object) -> None:
         for signum in self._kept:
@@ -228,9 +274,11 @@ class Watch:
     def __init__(self, instances: list[Instance], line: Shown, forwarding: _Forwarding) -> None:
         self._instances = instances
         self._line = line
+        self._forwarding = forwarding
         self._came = forwarding.came
         self._passed_on = 0
         self._selector = selectors.DefaultSelector()
+        self._looked = time.monotonic()
 
     def until_over(self) -> None:
         with self._selector:
@@ -262,20 +310,37 @@ class Watch:
             for output in instance.start():
                 self._selector.register(output.pipe, selectors.EVENT_READ, output)
         self._copy(0.1)
+        if self._forwarding.stop:
+            self._stop()
         for signum in self._came[self._passed_on :]:
             self._passed_on += 1
             for instance in self._instances:
                 instance.end(signal.SIGKILL if self._passed_on >= KILLS else signum)
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, STEP), now
         for instance in self._instances:
-            said = instance.look(ending=bool(self._came))
+            said = instance.look(bool(self._came), passed)
             if said is not None:
                 self._write(sys.stderr.buffer, f"speval: {said}\n".encode())
         self._line.show()
+
+    def _stop(self) -> None:
+        """Stop with all instances, which are in sessions of their own, until somebody continues us."""
+        self._line.clear()
+        for instance in self._instances:
+            instance.tell(signal.SIGSTOP)
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)
+        self._forwarding.stop = False
+        signal.signal(signal.SIGTSTP, handler)
+        for instance in self._instances:
+            instance.tell(signal.SIGCONT)
 
     def _copy(self, seconds: float) -> bool:
         """Write what instances have written; False if there was nothing."""
         found = False
         for key, _ in self._selector.select(seconds):
+            key.data.interrupted = signal.SIGINT in self._came
             text = key.data.read()
             if text is None:
                 self._selector.unregister(key.fileobj)
@@ -285,8 +350,8 @@ class Watch:
                 self._write(key.data.stream, text)
         return found
 
-    def _write(self, stream: IO[bytes], text: bytes) -> None:
-        if text:
+    def _write(self, stream: IO[bytes] | None, text: bytes) -> None:
+        if text and stream is not None:
             self._line.clear()
             stream.write(text)
             stream.flush()

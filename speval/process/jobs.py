@@ -34,10 +34,11 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from ..errors import SpevalError
+from .launcher import log_of, redirect
 from .machine import identity
 from .signals import INTERRUPTS
 
-__all__ = ["die_with_parent", "run"]
+__all__ = ["MOMENT", "STEP", "Stint", "descendants", "die_with_parent", "run"]
 
 log = logging.getLogger("speval")
 
@@ -92,7 +93,8 @@ def run(
     """
     wait = functools.partial(let_through, connection.wait)
     context = _context(work)
-    jobs = [Job(context, work, limit, tell) for _ in range(n)]
+    logs = [log_of(number) if _level == 0 else None for number in range(1, n + 1)]
+    jobs = [Job(context, work, limit, tell, log) for log in logs]
     try:
         before = time.monotonic()
         while any(not job.done for job in jobs):
@@ -132,6 +134,22 @@ def _context(work: object) -> BaseContext:
     return context
 
 
+class Stint:
+    """How long a piece of work goes on, by a count that is odd while one does."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._ran = 0.0
+
+    def goes_on(self, count: int, passed: float) -> float:
+        """Take in the count, `passed` seconds after the last time; return how many the piece goes on."""
+        if count != self._seen or count % 2 == 0:
+            self._seen, self._ran = count, 0.0
+        else:
+            self._ran += passed
+        return self._ran
+
+
 class Job:
     """One process after another that does the work.
 
@@ -153,6 +171,7 @@ class Job:
         work: Callable[[Any], None],
         limit: float | None,
         tell: Callable[[int, str], None],
+        log: str | None,
     ) -> None:
         self.done = False
         self.early = 0
@@ -162,6 +181,7 @@ class Job:
         self._work = work
         self._limit = limit
         self._tell = tell
+        self._log = log
         self._process: BaseProcess | None = None  # none between two
         self._faults = _memory() if context.get_start_method() == "fork" else None
         self._pause = 0.0  # seconds until the next one is started
@@ -183,8 +203,8 @@ class Job:
     def _start(self) -> None:
         self._how = ""  # it ended, if we know better than by its exit code
         self._said: bytes | None = None  # by the process, of its end; nothing if it closed the pipe
-        self._seen = 0  # of its count
-        self._ran = self._age = 0.0  # seconds, of the piece of work and of the process
+        self._stint = Stint()
+        self._age = 0.0  # seconds, of the process
         self._ending: float | None = None  # seconds since it was told to end
         self._idle = 0.0  # seconds since it said how its work ended
         if self._faults is not None:
@@ -200,7 +220,16 @@ class Job:
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, those of a BLAS say
             process = self._context.Process(  # type: ignore[attr-defined]
                 target=_main,
-                args=(self._work, self._count, theirs, self._faults, os.getpid(), _level + 1, mask),
+                args=(
+                    self._work,
+                    self._count,
+                    theirs,
+                    self._faults,
+                    os.getpid(),
+                    _level + 1,
+                    mask,
+                    self._log,
+                ),
                 daemon=False,
             )
             try:
@@ -282,14 +311,10 @@ class Job:
             self._idle += passed
             if self._idle >= MOMENT:
                 _kill(process)
-        elif self._count.value != self._seen or self._seen % 2 == 0:
-            self._seen, self._ran = self._count.value, 0.0
-        else:
-            self._ran += passed
-            if self._limit is not None and self._ran >= self._limit:
-                log.warning("worker process %s has run past %g s and is ended", process.pid, self._limit)
-                self._ending = 0.0
-                process.terminate()
+        elif self._limit is not None and self._stint.goes_on(self._count.value, passed) >= self._limit:
+            log.warning("worker process %s has run past %g s and is ended", process.pid, self._limit)
+            self._ending = 0.0
+            process.terminate()
 
     def terminate(self) -> None:
         """Tell the process to end, if it has not been told."""
@@ -318,14 +343,14 @@ def _memory() -> Any:
 
 def _kill(process: BaseProcess) -> None:
     """Kill a process, and what it has started, as far as the kernel tells."""
-    below = list(_descendants(process.pid or 0)) if process.exitcode is None else []
+    below = list(descendants(process.pid or 0)) if process.exitcode is None else []
     process.kill()
     for pid in below:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def descendants(pid: int) -> Iterator[int]:
     """Yield the processes below one, but for those that tidy up after it (Linux, elsewhere none)."""
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
@@ -334,7 +359,7 @@ def _descendants(pid: int) -> Iterator[int]:
             for child in map(int, children):
                 with open(f"/proc/{child}/cmdline", "rb") as file:
                     if b"resource_tracker" not in file.read():
-                        yield from _descendants(child)
+                        yield from descendants(child)
                         yield child
 
 
@@ -405,7 +430,14 @@ def _blocked() -> Iterator[set[Any] | None]:
 
 
 def _main(
-    work: Callable[[Any], None], count: Any, pipe: Any, faults: Any, parent: int, level: int, mask: Any
+    work: Callable[[Any], None],
+    count: Any,
+    pipe: Any,
+    faults: Any,
+    parent: int,
+    level: int,
+    mask: Any,
+    log_file: str | None,
 ) -> None:
     """Do the work, in its process, and say how it ended."""
     global _level  # noqa: PLW0603 - it is that of the process
@@ -416,6 +448,8 @@ def _main(
             signal.signal(signum, signal.SIG_DFL)
     if mask is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if log_file is not None:
+        redirect(log_file)
     if "numpy.random" in sys.modules:  # as Python does with its own: else all would draw the same numbers
         sys.modules["numpy.random"].seed()
     _flush_all()

@@ -12,7 +12,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["Mount", "cpus", "host", "identity", "mount_of", "process", "programs_ended"]
+__all__ = ["Mount", "cpus", "host", "identity", "is_stopped", "mount_of", "process", "programs_ended"]
 
 NETWORKS = ("nfs", "cifs", "smb", "9p", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.")
 LOCAL_LOCKS = ("nolock", "local_lock=all", "local_lock=posix", "localflock")
@@ -40,6 +40,13 @@ def identity(fd: int) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped, by Ctrl-Z or a debugger say; False if that is not known."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+        return stat.read().rpartition(")")[2].split()[0] in ("T", "t")
+    return False
 
 
 def cpus() -> int:

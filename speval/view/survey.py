@@ -26,14 +26,13 @@ from ..process.machine import mount_of
 from ..process.signals import Signals
 from ..reading import (
     CHUNK_SIZE,
-    STATUSES,
     check_order,
     count_evals,
     count_surely,
     first_fresh,
     iter_evals,
 )
-from ..workers import NOBODY, how_far, live
+from ..workers import NOBODY, live
 from .progress import ENOUGH, WINDOW
 
 __all__ = [
@@ -42,13 +41,11 @@ __all__ = [
     "Idle",
     "Survey",
     "Working",
-    "announced",
     "best",
     "columns",
     "error_of",
     "errors",
     "failures",
-    "how_far_together",
     "in_order",
     "is_completed",
     "named",
@@ -265,24 +262,6 @@ def failures(evals_fname: Name, most: int = 1000) -> list[Failure]:
         if len(some) < 3:
             some.append(name)
     return [Failure(first[kind][0], number, first[kind][1]) for kind, number in numbers.most_common()]
-
-
-def announced(file: str) -> list[str]:
-    """Return the databases that instances have said they use, in a file that they share, each once."""
-    with contextlib.suppress(FileNotFoundError), open(file, encoding="utf-8") as lines:
-        return list(dict.fromkeys(json.loads(line) for line in lines if line.endswith("\n")))
-    return []
-
-
-def how_far_together(names: list[str]) -> tuple[dict[str, int], int]:
-    """Return the number of evaluations by status, and of workers that live, in all databases together."""
-    counts, workers = Counter(dict.fromkeys(STATUSES, 0)), 0
-    for name in names:
-        with contextlib.suppress(OSError, SpevalError):  # it is not there yet; the instances say what else
-            its_counts, its_workers = how_far(existing(name))
-            counts.update(its_counts)
-            workers += its_workers
-    return counts, workers
 
 
 def is_completed(name: str) -> bool:

@@ -1,0 +1,180 @@
+"""What an instance tells `speval run`, which has started it: the databases that it uses, and what it does.
+
+Both have a folder. Each instance writes what it uses to a file of all, and has a file of its own, in memory
+that both see, for what changes often.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Iterator
+
+from ..errors import visible
+
+__all__ = [
+    "HEADING",
+    "Board",
+    "announce",
+    "announced",
+    "counted",
+    "environment",
+    "head",
+    "is_launched",
+    "log_of",
+    "redirect",
+]
+
+# In the environment of an instance:
+FOLDER, NUMBER, LOGS = "SPEVAL_RUN_FOLDER", "SPEVAL_RUN_NUMBER", "SPEVAL_RUN_LOGS"
+HEADING = "speval: evaluation "
+SIZE = 24  # bytes of a board
+
+_free = threading.Lock()  # whoever counts on the board of this process has it
+
+
+class Board:
+    """Some numbers of one instance that both it and its launcher see.
+
+    Attributes
+    ----------
+    launcher : int
+        Process that has started the instance: the board is of no other.
+    value : int
+        A count that is odd while a piece of work is under way.
+    limit : float
+        Seconds that a piece may take; 0: any number.
+    """
+
+    def __init__(self, folder: str, number: str) -> None:
+        path = os.path.join(folder, number)
+        with open(path, "r+b") as file:
+            memory = memoryview(mmap.mmap(file.fileno(), SIZE))
+        self._numbers, self._seconds = memory[:16].cast("Q"), memory[16:].cast("d")
+
+    @staticmethod
+    def make(folder: str, number: str) -> Board:
+        with open(os.path.join(folder, number), "xb") as file:
+            file.write(bytes(SIZE))
+        board = Board(folder, number)
+        board._numbers[0] = os.getpid()
+        return board
+
+    @property
+    def launcher(self) -> int:
+        return self._numbers[0]
+
+    @property
+    def value(self) -> int:
+        return self._numbers[1]
+
+    @value.setter
+    def value(self, value: int) -> None:
+        self._numbers[1] = value
+
+    @property
+    def limit(self) -> float:
+        return self._seconds[0]
+
+    @limit.setter
+    def limit(self, limit: float) -> None:
+        self._seconds[0] = limit
+
+
+def environment(folder: str, number: str, logs: str | None = None) -> dict[str, str]:
+    """Return what is in the environment of the instance with that number, whose output `logs` may keep."""
+    return {FOLDER: folder, NUMBER: number, **({LOGS: os.path.abspath(logs)} if logs else {})}
+
+
+def is_launched() -> bool:
+    """Tell whether there is a launcher above this process."""
+    return FOLDER in os.environ
+
+
+def announce(database: str) -> None:
+    """Say that this instance, or a process below it, uses a database; if there is somebody to say it to."""
+    folder = os.environ.get(FOLDER)
+    if folder:
+        with contextlib.suppress(OSError), open(_databases(folder), "a", encoding="utf-8") as file:
+            file.write(json.dumps(database) + "\n")
+
+
+def announced(folder: str) -> list[str]:
+    """Return the databases that instances have said they use, each once."""
+    with contextlib.suppress(FileNotFoundError), open(_databases(folder), encoding="utf-8") as lines:
+        return list(dict.fromkeys(json.loads(line) for line in lines if line.endswith("\n")))
+    return []
+
+
+def _databases(folder: str) -> str:
+    return os.path.join(folder, "databases")
+
+
+@contextlib.contextmanager
+def counted(limit: float | None) -> Iterator[Board | None]:
+    """Let the launcher end this process if a piece of its work takes longer; yield what is to count them.
+
+    None if there is no launcher; or if somebody in this process counts already, around this or beside it.
+    """
+    board, pid = _board(), os.getpid()
+    if board is None or not _free.acquire(blocking=False):
+        yield None
+        return
+    try:
+        board.limit = limit or 0.0
+        yield board
+    finally:
+        if os.getpid() == pid:  # a child that was forked meanwhile has no say
+            board.limit = 0.0
+            board.value += board.value % 2
+            _free.release()
+
+
+def _board() -> Board | None:
+    """Return the board of this process; not in those that it starts, though they have its environment."""
+    folder, number = os.environ.get(FOLDER), os.environ.get(NUMBER)
+    if folder and number:
+        with contextlib.suppress(OSError, ValueError):
+            board = _opened(folder, number)
+            return board if board.launcher == os.getppid() else None
+    return None
+
+
+@functools.cache  # never closed: by then its descriptor may be another's, if `func` has closed it
+def _opened(folder: str, number: str) -> Board:
+    return Board(folder, number)
+
+
+def head(name: str, attempt: int) -> None:
+    """Where the output of this process is kept, write there which evaluation the rest is of."""
+    if _is_logged:
+        with contextlib.suppress(
+            OSError, ValueError, AttributeError
+        ):  # of a stream that is full, closed or None
+            sys.stderr.write(f"{HEADING}{visible(name)}, attempt {attempt}\n")
+            sys.stderr.flush()
+
+
+def log_of(worker: int) -> str | None:
+    """Return the file for the output of a worker process of this instance, if it is to be kept."""
+    return f"{os.environ[LOGS]}/{os.environ[NUMBER]}.{worker}.txt" if _is_logged else None
+
+
+def redirect(log: str) -> None:
+    """Let this process write to the end of a file what it writes to stdout and stderr."""
+    global _is_logged  # noqa: PLW0603 - it is that of the process
+    _is_logged = True
+    with contextlib.suppress(OSError):
+        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        for stream in 1, 2:
+            os.dup2(fd, stream)
+        if fd > 2:
+            os.close(fd)
+
+
+_is_logged = LOGS in os.environ and _board() is not None  # as in the processes that are forked from it

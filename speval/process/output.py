@@ -1,0 +1,124 @@
+"""What an instance writes: shown line by line with its number, and kept in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO
+
+from .launcher import HEADING
+
+__all__ = ["Output"]
+
+LINE = 8192  # bytes of a line that are kept until its end comes
+REWRITTEN = 10.0  # seconds between two times that a line is shown which is rewritten over and over
+TRACEBACK = b"Traceback (most recent call last):"
+
+
+class Output:
+    """What an instance writes to one of its streams.
+
+    Of a line that is rewritten after carriage returns, as a bar of progress is, the last state counts.
+
+    Parameters
+    ----------
+    number : int
+        Of the instance; it stands before each line that is shown.
+    pipe : binary file
+        From which it comes. It is closed at the end.
+    stream : binary file or None
+        Where it is to be shown.
+    log : binary file or None
+        Where it is kept, with the headings of evaluations, which are not shown.
+
+    Attributes
+    ----------
+    interrupted : bool
+        Ctrl-C has come: the tracebacks of that are not shown, one for each instance and process.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        pipe: IO[bytes],
+        stream: IO[bytes] | None,
+        log: IO[bytes] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.pipe = pipe
+        self.stream = stream
+        self.interrupted = False
+        self._log = log
+        self._clock = clock
+        self._prefix = b"[%d] " % number
+        self._rest = b""
+        self._due = -float("inf")  # when a line that is rewritten may be shown
+        self._traceback: list[bytes] = []  # that has not yet come to its end
+        os.set_blocking(pipe.fileno(), False)
+
+    def read(self) -> bytes | None:
+        """Take in what has come; return what to show of it, None at the end.
+
+        A line that is too long comes in pieces, one that is rewritten now and then.
+        """
+        try:
+            more = os.read(self.pipe.fileno(), 65536)
+        except BlockingIOError:
+            return b""
+        if not more:
+            return None
+        *lines, self._rest = re.split(rb"\r*\n", self._rest + more)
+        if b"\r" in self._rest:
+            end = b"\r" * self._rest.endswith(b"\r")
+            self._rest = (b"" if end else b"\r") + _last(self._rest) + end
+        shown = self._kept([*lines, *self._pieces()])
+        if b"\r" in self._rest and self._clock() >= self._due:
+            self._due = self._clock() + REWRITTEN
+            shown.append(_last(self._rest))
+        return self._numbered(shown)
+
+    def _pieces(self) -> Iterator[bytes]:
+        while len(self._rest) > LINE:
+            end = LINE
+            while end > LINE - 4 and self._rest[end] & 0xC0 == 0x80:  # not inside a character
+                end -= 1
+            yield self._rest[:end]
+            self._rest = self._rest[end:]
+
+    def close(self) -> bytes:
+        """Return what is to be shown of a line without end."""
+        rest, self._rest = _last(self._rest), b""
+        self.pipe.close()
+        shown = self._kept([rest] if rest else [])
+        return self._numbered([*shown, *self._traceback])
+
+    def _kept(self, lines: Iterable[bytes]) -> list[bytes]:
+        """Keep whole lines; return those to show."""
+        lines = list(map(_last, lines))
+        if self._log is None:
+            return list(self._without_interrupts(lines))
+        with contextlib.suppress(OSError):  # the disk is full: the evaluations are more important
+            self._log.write(b"".join(line + b"\n" for line in lines))
+        return list(self._without_interrupts(line for line in lines if not line.startswith(HEADING.encode())))
+
+    def _without_interrupts(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        for line in lines:
+            if not self.interrupted or (line != TRACEBACK and not self._traceback):
+                yield line
+                continue
+            self._traceback.append(line)
+            if line != TRACEBACK and not line.startswith(b" "):
+                if not line.startswith(b"KeyboardInterrupt"):
+                    yield from self._traceback
+                self._traceback = []
+
+    def _numbered(self, lines: Iterable[bytes]) -> bytes:
+        return b"" if self.stream is None else b"".join(self._prefix + line + b"\n" for line in lines)
+
+
+def _last(line: bytes) -> bytes:
+    """Return the last state of a line with carriage returns in it."""
+    return next((state for state in reversed(line.split(b"\r")) if state), b"")
