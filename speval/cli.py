@@ -32,7 +32,7 @@ from .reading import STATUSES
 from .speval import reset_evals
 from .view.progress import Progress, Rate, bar, duration, speed
 from .view.table import flat, table
-from .workers import how_far
+from .workers import how_far, tell
 
 __all__ = ["main", "parser"]
 
@@ -191,10 +191,16 @@ def _run(args: argparse.Namespace) -> int:
 
     if not (args.module or os.path.isfile(args.script)):
         raise FileNotFoundError(f"there is no script {args.script}")
-    command = [sys.executable, *(["-m"] if args.module else []), args.script, *args.args]
+    command = [sys.executable, *["-m"] * args.module, args.script, *args.args]
     with tempfile.TemporaryDirectory(prefix="speval-run-") as folder:
         line = Progress(lambda name: how_far(existing(name)), lambda: announced(folder))
-        ended = instances.run(command, args.n, line, folder, args.threads, args.logs, args.quiet)
+
+        def told(pid: int, how: str) -> None:
+            for name in announced(folder):
+                with contextlib.suppress(SpevalError, OSError):
+                    tell(existing(name), pid, how)
+
+        ended = instances.run(command, args.n, line, folder, args.threads, args.logs, args.quiet, told)
         good = ended.well and all(map(survey.is_completed, announced(folder)))
     if ended.came:
         print(f"speval: {_interrupted(args, line.counts)}", file=sys.stderr, flush=True)
@@ -210,7 +216,8 @@ def _interrupted(args: argparse.Namespace, counts: Mapping[str, int]) -> str:
     number = [] if args.n == -1 else ["-n", str(args.n)]
     threads = [] if args.threads is None else ["--threads", str(args.threads)]
     output = [*([] if args.logs is None else ["--logs", args.logs]), *["--quiet"] * args.quiet]
-    again = shlex.join(["speval", "run", *number, *threads, *output, args.script, *args.args])
+    program = [*["-m"] * args.module, args.script, *args.args]
+    again = shlex.join(["speval", "run", *number, *threads, *output, *program])
     return f"interrupted: {how}; to go on: {again}"
 
 

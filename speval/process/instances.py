@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, NamedTuple, Protocol
 
 from .jobs import MOMENT, STEP, Stint, descendants, die_with_parent
@@ -55,6 +55,7 @@ def run(
     threads: int | None = None,
     logs: str | None = None,
     quiet: bool = False,
+    tell: Callable[[int, str], None] = lambda pid, how: None,
 ) -> Ended:
     """Run `n` instances of a command until each has ended.
 
@@ -80,12 +81,14 @@ def run(
         order: so all of that goes to stdout.
     quiet : bool
         Do not show what they write.
+    tell : callable
+        Called with the number of a process that has ended otherwise than with 0, and how.
     """
     n = cpus() if n == -1 else n
-    env = {**_threads(n, threads), **os.environ, "PYTHONUNBUFFERED": "1"}
+    env = {**_threads(n, threads), "PYTHONFAULTHANDLER": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
     if threads is not None:
         env.update(_threads(n, threads))
-    instances = [Instance(number, command, env, folder, logs, quiet) for number in range(1, n + 1)]
+    instances = [Instance(number, command, env, folder, logs, quiet, tell) for number in range(1, n + 1)]
     with _Forwarding() as forwarding:
         Watch(instances, line, forwarding).until_over()
         line.close()
@@ -119,6 +122,7 @@ class Instance:
         folder: str,
         logs: str | None = None,
         quiet: bool = False,
+        tell: Callable[[int, str], None] = lambda pid, how: None,
     ) -> None:
         self.number = number
         self.over = self.good = False
@@ -126,6 +130,7 @@ class Instance:
         self._env = {**env, **environment(folder, str(number), logs)}
         self._log = _log(logs, number) if logs is not None else None
         self._quiet = quiet
+        self._tell = tell
         self._board = Board.make(folder, str(number))
         self._process: subprocess.Popen[bytes] | None = None
         self.due = 0.0
@@ -153,11 +158,14 @@ class Instance:
             preexec_fn=functools.partial(_tie_to, os.getpid()),  # noqa: PLW1509 - there are no threads
         )
         pairs = (self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr)
-        return [
+        outputs = [
             Output(self.number, pipe, None if self._quiet else stream.buffer, self._log)
             for pipe, stream in pairs
             if pipe is not None
         ]
+        self._errors = outputs[-1]
+        self._is_read = False  # all that it has written
+        return outputs
 
     def look(self, ending: bool, passed: float = 0.0) -> str | None:
         """See how it does, `passed` seconds after the last time; return what to say of that, if anything."""
@@ -165,7 +173,12 @@ class Instance:
             return None
         if self._process.poll() is None:
             return self._time(self._process.pid, passed)
-        code, self._process = self._process.returncode, None
+        if not self._is_read:  # by the next look it is
+            self._is_read = True
+            return None
+        code, pid, self._process = self._process.returncode, self._process.pid, None
+        if code != 0:
+            self._tell(pid, self._fate(code))
         if self._ending is not None and code != 0 and not ending:  # a loss is counted: it comes to an end
             return f"instance {self.number} is started again"
         if code >= 0 or ending:
@@ -192,6 +205,15 @@ class Instance:
         for kill, victim in (os.killpg, pid), *((os.kill, child) for child in below):
             with contextlib.suppress(OSError):
                 kill(victim, signal.SIGKILL)
+
+    def _fate(self, code: int) -> str:
+        """Return how it ended, with the last of what it wrote."""
+        if self._ending is not None:
+            how = f"was ended past {self._board.limit:g} s"
+        else:
+            how = f"died of {_signal(-code)}" if code < 0 else f"ended with exit code {code}"
+        said = self._errors.tail.decode(errors="replace").strip()
+        return f"{how}\n{said}" if said else how
 
     def _fall(self, code: int) -> str:
         healthy = time.monotonic() - self._began >= HEALTHY

@@ -220,16 +220,7 @@ class Job:
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, those of a BLAS say
             process = self._context.Process(  # type: ignore[attr-defined]
                 target=_main,
-                args=(
-                    self._work,
-                    self._count,
-                    theirs,
-                    self._faults,
-                    os.getpid(),
-                    _level + 1,
-                    mask,
-                    self._log,
-                ),
+                args=(self._work, self._count, theirs, self._faults, self._log, os.getpid(), mask),
                 daemon=False,
             )
             try:
@@ -313,6 +304,7 @@ class Job:
                 _kill(process)
         elif self._limit is not None and self._stint.goes_on(self._count.value, passed) >= self._limit:
             log.warning("worker process %s has run past %g s and is ended", process.pid, self._limit)
+            self._how = f"was ended past {self._limit:g} s"
             self._ending = 0.0
             process.terminate()
 
@@ -434,14 +426,13 @@ def _main(
     count: Any,
     pipe: Any,
     faults: Any,
-    parent: int,
-    level: int,
-    mask: Any,
     log_file: str | None,
+    parent: int,
+    mask: Any,
 ) -> None:
     """Do the work, in its process, and say how it ended."""
     global _level  # noqa: PLW0603 - it is that of the process
-    _level = level
+    _level += 1
     _tie_to(parent)
     for signum in INTERRUPTS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup

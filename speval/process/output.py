@@ -14,6 +14,7 @@ from .launcher import HEADING
 __all__ = ["Output"]
 
 LINE = 8192  # bytes of a line that are kept until its end comes
+TAIL = 2000  # bytes of what an instance has written that are kept, to say why it died
 REWRITTEN = 10.0  # seconds between two times that a line is shown which is rewritten over and over
 TRACEBACK = b"Traceback (most recent call last):"
 
@@ -36,6 +37,8 @@ class Output:
 
     Attributes
     ----------
+    tail : bytes
+        The last that has come, as it was.
     interrupted : bool
         Ctrl-C has come: the tracebacks of that are not shown, one for each instance and process.
     """
@@ -50,6 +53,7 @@ class Output:
     ) -> None:
         self.pipe = pipe
         self.stream = stream
+        self.tail = b""
         self.interrupted = False
         self._log = log
         self._clock = clock
@@ -70,6 +74,7 @@ class Output:
             return b""
         if not more:
             return None
+        self.tail = (self.tail + more)[-TAIL:]
         *lines, self._rest = re.split(rb"\r*\n", self._rest + more)
         if b"\r" in self._rest:
             end = b"\r" * self._rest.endswith(b"\r")
