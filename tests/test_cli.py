@@ -100,9 +100,6 @@ class TestErrorsOfUse:
             ("retry", "none.db"),
             ("doctor", "nowhere/none.db"),
             ("run", "none.py"),
-            ("run", "-m", "none"),
-            ("run", "-m", "os.none"),
-            ("run", "-m", "email.none"),
         ],
     )
     def test_what_is_not_there_is_one_line_and_no_file_is_made(
@@ -704,6 +701,7 @@ class TestRun:
         (sandbox.path / "pkg" / "mod.py").write_text("import sys; print(__name__, sys.argv[1:])")
         printed = sandbox.end(self.start(sandbox, "", "-n", "2", "-m", "pkg.mod", "-m", "--x"))
         assert all(f"[{number}] __main__ ['-m', '--x']\n" in printed for number in (1, 2))
+        assert "No module named pkg.none" in command(sandbox, "run", "-n", "1", "-m", "pkg.none", code=1)
 
     @pytest.mark.parametrize(("words", "threads"), [((), None), (("--threads", "3"), "3")])
     def test_libraries_get_their_part_of_the_threads(
