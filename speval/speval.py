@@ -250,7 +250,7 @@ RECLAIM = """
         status = CASE WHEN losses + 1 < :max_attempts THEN 'pending' ELSE 'failed' END,
         error = CASE WHEN length(error) > :enough THEN error ELSE coalesce(error, '') || :line END
             || CASE WHEN losses + 1 < :max_attempts THEN '' ELSE 'lost ' || (losses + 1)
-            || ' times: its process died (out of memory?) or ran past the timeout' END
+            || ' times: its process died, out of memory perhaps, or ran past the timeout' END
     WHERE status = 'in_progress' AND worker = :worker"""
 
 

@@ -26,7 +26,7 @@ speval(func, [0], "evals.db")
 """
 LOOKS = """
 class func:  # which has no code to be compared with that of the other
-    def __init__(self, x):
+    def __new__(cls, x):
         note("second")
 
 print(speval(func, [0], "evals.db", wait=False)["in_progress"])
