@@ -44,11 +44,10 @@ setup(
             "numpy",
             "ipykernel",
             "tqdm",
-            "matplotlib",
-            "ruff",
-            "mypy",
         ],
-        "launchers": ["distributed", "joblib", "submitit"],  # tested if they are there
+        "others": ["pandas", "joblib", "distributed", "submitit"],  # tested where they are installed
+        "lint": ["ruff", "mypy"],
+        "benchmarks": ["matplotlib"],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

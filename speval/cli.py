@@ -377,8 +377,10 @@ def _errors(args: argparse.Namespace) -> int:
 
     if args.name is not None:
         status, error = survey.error_of(args.db, args.name)
-        one = visible(f"evaluation {args.name} is {status}")
-        print(visible(error, kept="\t\n").rstrip("\n") if status == "failed" else one)
+        if status != "failed":
+            print(visible(f"evaluation {args.name} is {status}"))
+        if error:
+            print(visible(error, kept="\t\n").rstrip("\n"))
         return 1 if status == "failed" else 0
     failures = survey.failures(args.db)
     for line in _grouped(failures) if failures else ["nothing has failed"]:

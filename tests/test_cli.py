@@ -695,6 +695,33 @@ class TestRun:
         assert [line[4:] for line in lines if "--x" in line] == ["['-n', '7', '--x']"] * 3
         assert printed[-1].endswith("] 30/30, 0 workers") or "30/30, 0 workers, " in printed[-1]
 
+    @pytest.mark.parametrize(
+        ("death", "how"),
+        [
+            ("os.kill(os.getpid(), signal.SIGKILL)", r"died of SIGKILL\nlast words\n"),
+            ("os._exit(3)", r"ended with exit code 3\nlast words\n"),
+            (
+                "import ctypes; ctypes.string_at(0)",
+                r"died of SIGSEGV\nlast words\nFatal Python error: Segmentation fault\n(.*\n)+.* in func\n",
+            ),
+        ],
+    )
+    def test_how_an_instance_died_is_in_the_error_of_what_it_held(
+        self, sandbox: Sandbox, death: str, how: str
+    ) -> None:
+        code = f"""
+def func(x):
+    if x == 1:
+        print("last words", file=sys.stderr)
+        {death}
+
+speval(func, range(3), "evals.db", max_attempts=1)
+"""
+        sandbox.end(self.start(sandbox, code, "-n", "2", "script.py"), 1)
+        (failed,) = load_evals(sandbox.db, "failed")
+        assert re.match(rf"\d.* process \d+ on .* {how}", failed["error"])
+        assert command(sandbox, "errors", "evals.db", "1", code=1).rstrip() == failed["error"]
+
     def test_a_module_is_run_as_python_does(self, sandbox: Sandbox) -> None:
         (sandbox.path / "pkg").mkdir()
         (sandbox.path / "pkg" / "__init__.py").touch()
