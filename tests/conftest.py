@@ -30,6 +30,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 MEASURED = any(name.startswith("COVERAGE_") for name in os.environ)
 PYTHON = [sys.executable] if MEASURED else [sys.executable, "-S"]
+# What these start shows nothing of the core that others do not; to measure it takes longer than to run it.
+UNMEASURED = ("test_cli", "test_examples", "test_launchers", "test_notebook", "test_readme")
+os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # or it warns, in versions for Python 3.9
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what is to run in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -158,6 +161,13 @@ class Sandbox:
                 print(
                     instance.args, instance.communicate(timeout=LIMIT)[0]
                 )  # pytest shows it if a test fails
+
+
+@pytest.fixture(autouse=True)
+def _unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.path.stem in UNMEASURED:
+        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture

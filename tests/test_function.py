@@ -33,7 +33,7 @@ WAS = "def f(x, y=2, *, z='a'):\n    return {x: 3, **{v: 1.5 for v in 'ab' if v 
         WAS.replace("'a', 'c'", "'a', 'd'"),
         WAS.replace("z='a'", "z='b'"),
         WAS.replace("x: 3", "str(x): 3"),
-        WAS.replace("return", "return 1 and"),
+        WAS.replace("return", "return not"),
     ],
 )
 def test_another_code_or_default_is_another_function(now: str) -> None:
