@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from . import __version__
+from . import __version__, workers
 from .database import existing
 from .errors import SpevalError, last_line, visible
 from .process.launcher import announced
@@ -32,7 +32,7 @@ from .reading import STATUSES
 from .speval import reset_evals
 from .view.progress import Progress, Rate, bar, duration, speed
 from .view.table import flat, table
-from .workers import how_far, tell
+from .workers import how_far
 
 __all__ = ["main", "parser"]
 
@@ -186,7 +186,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
 def _run(args: argparse.Namespace) -> int:
     """Run instances of a script, restart those that are killed, and show how far they are. Ends with 0
     only if all is completed."""
-    from .process import instances
+    from .process import instances, jobs
     from .view import survey
 
     if not (args.module or os.path.isfile(args.script)):
@@ -195,12 +195,11 @@ def _run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="speval-run-") as folder:
         line = Progress(lambda name: how_far(existing(name)), lambda: announced(folder))
 
-        def told(pid: int, how: str) -> None:
+        def tell(pid: int, how: str) -> None:
             for name in announced(folder):
-                with contextlib.suppress(SpevalError, OSError):
-                    tell(existing(name), pid, how)
+                jobs.apart(lambda name: workers.tell(existing(name), pid, how), name)
 
-        ended = instances.run(command, args.n, line, folder, args.threads, args.logs, args.quiet, told)
+        ended = instances.run(command, args.n, line, folder, args.threads, args.logs, args.quiet, tell)
         good = ended.well and all(map(survey.is_completed, announced(folder)))
     if ended.came:
         print(f"speval: {_interrupted(args, line.counts)}", file=sys.stderr, flush=True)

@@ -8,30 +8,21 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .database import Connection
+from .database import Connection, Database
 from .errors import visible
-from .values import to_json
 
 __all__ = ["code_of", "differences", "name_of"]
 
 FIRST_FUNC = "SELECT func FROM spaces ORDER BY added LIMIT 1"
 OTHERS = """
-    SELECT host, pid, ended FROM workers WHERE code <> :code AND substr(code, 1, :length) = :version
-    ORDER BY ended IS NOT NULL, started DESC LIMIT 1"""
+    SELECT id, host, pid FROM workers
+    WHERE ended IS NULL AND code <> :code AND substr(code, 1, :length) = :version"""
+ARE_OTHERS = "SELECT 1 FROM workers WHERE code <> :code AND substr(code, 1, :length) = :version LIMIT 1"
 COUNT_RESULTS_OF_OTHERS = """
     SELECT count(*) FROM evals WHERE status = 'completed' AND worker IN
         (SELECT id FROM workers WHERE code <> :code AND substr(code, 1, :length) = :version)"""
+MANY = 1000  # elements of a default or an argument, more of which are not looked at
 VERSION = "{}.{} ".format(*sys.version_info)  # code of another Python looks different when it is not
-
-
-def _inner(func: Any) -> Any:
-    """Return what decorators and methods are about."""
-    for _ in range(100):
-        inner = getattr(func, "__wrapped__", None) or getattr(func, "__func__", None)
-        if inner is None:
-            break
-        func = inner
-    return func
 
 
 def name_of(func: Callable[[Any], Any]) -> str:
@@ -44,22 +35,34 @@ def name_of(func: Callable[[Any], Any]) -> str:
 def code_of(func: Callable[[Any], Any]) -> str | None:
     """Return a fingerprint of code, defaults and the arguments of a `functools.partial`; None of C code.
 
-    All instances of one version of Python have the same. What `func` calls makes no difference.
+    All instances of one version of Python have the same. What `func` calls makes no difference, nor do
+    values that are large, or none of JSON's.
     """
     import hashlib  # here, because a reader does not need it, and importing it takes milliseconds
 
-    parts = list(_parts(func))
+    try:
+        parts = list(_parts(func))
+    except Exception:  # noqa: BLE001 - attributes of a strange callable may do anything
+        return None
     if not any(isinstance(part, bytes) for part in parts):
         return None
     return VERSION + hashlib.blake2b(repr(parts).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
+def _inner(func: Any) -> Any:
+    """Return what decorators and methods are about."""
+    for _ in range(100):
+        found = [getattr(func, name, None) for name in ("__wrapped__", "__func__")]
+        inner = next((value for value in found if callable(value)), None)
+        if inner is None:
+            break
+        func = inner
+    return func
+
+
 def _parts(func: Any) -> Iterator[Any]:
     while isinstance(func, functools.partial):
-        yield [
-            *map(_known, func.args),
-            *((name, _known(func.keywords[name])) for name in sorted(func.keywords)),
-        ]
+        yield _known((func.args, func.keywords))
         func = func.func
     func = _inner(func)
     code = getattr(func, "__code__", None)
@@ -68,10 +71,7 @@ def _parts(func: Any) -> Iterator[Any]:
         code = getattr(func, "__code__", None)
     if isinstance(code, types.CodeType):
         yield from _parts_of_code(code, func.__doc__)
-        yield [
-            *map(_known, func.__defaults__ or ()),
-            *map(_known, sorted((func.__kwdefaults__ or {}).items())),
-        ]
+        yield _known((func.__defaults__, func.__kwdefaults__))
 
 
 def _parts_of_code(code: types.CodeType, doc: str | None = None) -> Iterator[Any]:
@@ -87,33 +87,37 @@ def _parts_of_code(code: types.CodeType, doc: str | None = None) -> Iterator[Any
             yield repr(const)
 
 
-def _known(value: Any) -> str:
-    """Return a value as text that is the same in each process: as JSON, or its type alone."""
-    try:
-        return to_json(value)
-    except TypeError:
-        return type(value).__qualname__
+def _known(value: Any) -> Any:
+    """Return what is the same of a value in each process: itself, or its type alone."""
+    kind = type(value)
+    if kind in (type(None), bool, int, float, str):
+        return value
+    if kind in (tuple, list) and len(value) <= MANY:
+        return list(map(_known, value))
+    if kind is dict and len(value) <= MANY:
+        return sorted((repr(_known(key)), _known(inner)) for key, inner in value.items())
+    return kind.__qualname__
 
 
-def differences(conn: Connection, path: str, func: Callable[[Any], Any]) -> list[str]:
+def differences(db: Database, conn: Connection, name: str, code: str | None) -> list[str]:
     """Return what to say of other functions, or other code, by which there are results, or will be."""
-    name = name_of(func)
     said = [
-        f"{path} was made for the function {visible(first)}, now comes {name}: what is stored is not"
+        f"{db.path} was made for the function {visible(first)}, now comes {name}: what is stored is not"
         " evaluated again"
         for (first,) in conn.execute(FIRST_FUNC).fetchall()
         if first != name
     ]
-    facts = {"code": code_of(func), "version": VERSION, "length": len(VERSION)}
-    for host, pid, ended in conn.execute(OTHERS, facts).fetchall():
-        ((number,),) = conn.execute(COUNT_RESULTS_OF_OTHERS, facts).fetchall()
-        if number:
-            said.append(
-                f"{number} results in {path} are of another version of {name}(), whose code has changed:"
-                f" to start anew, name another file, or reset_evals({path!r}, 'completed')"
-            )
-        if ended is None:
-            said.append(
-                f"process {pid} on {visible(host)} evaluates another version of {name}(): see which is right"
-            )
+    facts = {"code": code, "version": VERSION, "length": len(VERSION)}
+    if not conn.execute(ARE_OTHERS, facts).fetchall():
+        return said
+    ((number,),) = conn.execute(COUNT_RESULTS_OF_OTHERS, facts).fetchall()
+    if number:
+        said.append(
+            f"{number} results in {db.path} are of another version of {name}(), or of other arguments that"
+            f" were bound to it: to start anew, name another file, or reset_evals({db.path!r}, 'completed')"
+        )
+    live = [row for row in conn.execute(OTHERS, facts).fetchall() if not db.locks.is_dead(row[0])]
+    for _, host, pid in live[:1]:
+        who = f"process {pid} on {visible(host)}"
+        said.append(f"{who} evaluates another version of {name}(): see which is right")
     return said

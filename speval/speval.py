@@ -61,7 +61,7 @@ ADD_EVAL = "INSERT INTO evals (name, status, updated, args) VALUES (?, 'pending'
 LOOKUP_EVAL = "SELECT id, args FROM evals WHERE name = :name"
 
 
-def populate(db: Database, space: Space, func: Callable[[Any], Any]) -> bool:
+def populate(db: Database, space: Space, func: str, code: str | None = None) -> bool:
     """Make sure that the database has the evaluations of `space`; tell whether anything is left to do.
 
     Atomic: all or none is added. That it was seen is kept with its fingerprint, so that a further instance
@@ -76,12 +76,12 @@ def populate(db: Database, space: Space, func: Callable[[Any], Any]) -> bool:
     if db.exists():
         with Signals(), db.read() as conn:
             known = db.is_prepared(conn) and _is_known(conn, space)
-            said, rest = differences(conn, db.path, func), any(left(conn))
+            said, rest = differences(db, conn, func, code), any(left(conn))
     if not known:
         with Signals(), db.create() as conn:
             new = db.prepare(conn)
             if not _is_known(conn, space):
-                _add(db, conn, space, name_of(func), space if new else _new(db, conn, space))
+                _add(db, conn, space, func, space if new else _new(db, conn, space))
             rest = any(left(conn))
     for line in said:
         log.warning("%s", line)
@@ -197,7 +197,7 @@ COMPLETE = """
     WHERE id = ? AND ? > reset AND 1 = CASE status WHEN 'completed' THEN 0
         WHEN 'failed' THEN CASE WHEN worker IS NULL THEN 1 ELSE 0 END ELSE 1 END"""
 FAIL = """
-    UPDATE evals SET status = 'failed', error = ?, worker = ?, started = ?, updated = ?
+    UPDATE evals SET status = 'failed', error = coalesce(error, '') || ?, worker = ?, started = ?, updated = ?
     WHERE id = ? AND attempt = ? AND attempt > reset AND status = 'in_progress'"""
 IS_HELD = """
     SELECT 1 FROM evals
@@ -249,8 +249,8 @@ RECLAIM = """
     UPDATE evals SET worker = NULL, started = NULL, updated = :now, losses = losses + 1,
         status = CASE WHEN losses + 1 < :max_attempts THEN 'pending' ELSE 'failed' END,
         error = CASE WHEN length(error) > :enough THEN error ELSE coalesce(error, '') || :line END
-            || CASE WHEN losses + 1 < :max_attempts THEN '' ELSE 'lost ' || (losses + 1)
-            || ' times: its process died, out of memory perhaps, or ran past the timeout' END
+            || CASE WHEN losses + 1 < :max_attempts THEN ''
+                ELSE 'lost ' || (losses + 1) || ' times, the last process ' || :how END
     WHERE status = 'in_progress' AND worker = :worker"""
 
 
@@ -262,16 +262,21 @@ def reclaim(conn: Connection, lost: Iterable[Loss], max_attempts: int) -> list[s
         if loss.worker == NOBODY:
             conn.execute(ADOPT, {"worker": NOBODY})
         names = [name for _, name in sorted(conn.execute(CLAIMS_OF, {"worker": loss.worker}).fetchall())]
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))} {loss}\n"
-        facts = {"worker": loss.worker, "now": now, "max_attempts": max_attempts, "line": line}
-        facts["enough"] = MAX_ERROR
+        facts = {
+            "worker": loss.worker,
+            "now": now,
+            "max_attempts": max_attempts,
+            "line": f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))} {loss.who} {loss.how}\n",
+            "enough": MAX_ERROR,
+            "how": visible(loss.how.splitlines()[0]),
+        }
         conn.execute(RECLAIM, facts)
         if conn.execute(CLAIMS_OF, facts).fetchall() or (loss.why == UNKNOWN and not names):
             raise conn.DatabaseError("its index of evaluations in progress is not right")
         if loss.why == DIED:
             workers.mark_ended(conn, loss.worker, now)
         if names:
-            said.append(f"reclaimed {_some(names)}: {visible(str(loss).splitlines()[0])}")
+            said.append(f"reclaimed {_some(names)}: {visible(loss.who)} {facts['how']}")
     return said
 
 
@@ -382,6 +387,8 @@ class Worker:
 
     def work(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> dict[str, int] | None:
         """Claim, evaluate and store until nothing is left; at the end, or when interrupted, leave."""
+        if not wait:
+            self._lookout.patience = 0.0
         with self._signals, _known_at_work(self._db.path):
             self._db.locks.add(self.id)
             try:
@@ -581,7 +588,7 @@ class Worker:
             release(conn, self.id)
             return []
         release(conn, self.id, self._running.id + 1)
-        return reclaim(conn, [Loss(self.id, process(), STALLED)], self._max_attempts)
+        return reclaim(conn, [Loss(self.id, process(), STALLED, STALLED)], self._max_attempts)
 
     def _insist(self, action: Callable[[], T]) -> T:
         pause = 1.0
@@ -750,11 +757,12 @@ def speval(
         announce(db.path)
     if db.path in _waiting_for_this():
         raise SpevalError(f"speval() inside func on {db.path} too would wait for itself: use another file")
+    code = code_of(func)
     with Space(eval_space) as space:
-        rest = populate(db, space, func)
+        rest = populate(db, space, name_of(func), code)
     counts = None if rest else count_evals(db)
     work = functools.partial(
-        _work, db if n_jobs == 1 else db.path, func, timeout, max_attempts, max_failures, wait
+        _work, db if n_jobs == 1 else db.path, func, code, timeout, max_attempts, max_failures, wait
     )
     told = n_jobs != 1 and not is_launched()
     with _summed_up(db) if told else contextlib.nullcontext(), _shown(db, progress and rest) as show:
@@ -790,6 +798,7 @@ def _waiting_for_this() -> set[str]:
 def _work(
     name: Name,
     func: Callable[[Any], Any],
+    code: str | None,
     timeout: float | None,
     max_attempts: int,
     max_failures: int | None,
@@ -799,7 +808,7 @@ def _work(
     """Work on the database; in a process that another one watches, `count` tells that what it has to know."""
     db = database(name)
     watched = count is not None or is_launched()  # by who tells how it died
-    worker = Worker(db, timeout, max_attempts, code_of(func), watched)
+    worker = Worker(db, timeout, max_attempts, code, watched)
     if count is None:
         return worker.work(func, max_failures, wait)
     pid = os.getpid()
@@ -824,7 +833,7 @@ def _in_processes(
     from .process import jobs
 
     def tell(pid: int, how: str) -> None:
-        workers.tell(db, pid, how)
+        jobs.apart(workers.tell, db, pid, how)
 
     with Signals() as signals:
         jobs.run(work, cpus() if n_jobs == -1 else n_jobs, timeout, signals.let_through, show, tell)

@@ -55,15 +55,12 @@ PATIENCE = 1.0  # seconds in which who watched a process that has died says how
 
 
 class Loss(NamedTuple):
-    """A worker whose claims are to be taken from it, and why; as text, with what was told of it."""
+    """A worker whose claims are to be taken from it, and why; `how`, as far as that is known."""
 
     worker: int
     who: str
     why: str
-    fate: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.who} {self.fate or self.why}"
+    how: str
 
 
 def row(worker: int, code: str | None, watched: bool) -> dict[str, Any]:
@@ -108,7 +105,7 @@ def has_ended(conn: Connection, worker: int) -> bool:
 
 def tell(db: Database, pid: int, fate: str) -> None:
     """Say how a process of this host died, for those who reclaim what it held."""
-    with contextlib.suppress(SpevalError), Signals(), db.write() as conn:
+    with contextlib.suppress(SpevalError, OSError), db.write() as conn:
         if db.is_prepared(conn):
             conn.execute(TELL, {"pid": pid, "host": host(), "fate": fate})
 
@@ -138,6 +135,7 @@ class Lookout:
         self._timeout = timeout
         self._clock = clock
         self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
+        self.patience = PATIENCE
         self._dead: dict[int, float] = {}  # worker: seen dead then, and nobody has said how it died
 
     def lost(self, conn: Connection) -> list[Loss]:
@@ -150,17 +148,17 @@ class Lookout:
                 continue
             if self._locks.is_dead(worker):
                 if settled and self._is_told(worker, fate):
-                    lost.append(Loss(worker, f"process {pid} on {where}", DIED, str(fate or "")))
+                    lost.append(Loss(worker, f"process {pid} on {where}", DIED, str(fate or DIED)))
             elif self._timeout is not None and self._is_stalled(conn, worker, seen):
-                lost.append(Loss(worker, f"process {pid} on {where}", STALLED))
+                lost.append(Loss(worker, f"process {pid} on {where}", STALLED, STALLED))
         if not pending:
             unknown = conn.execute(UNKNOWN_HOLDERS).fetchall()
-            lost += [Loss(worker, f"worker {worker}", UNKNOWN) for (worker,) in unknown]
+            lost += [Loss(worker, f"worker {worker}", UNKNOWN, UNKNOWN) for (worker,) in unknown]
         return lost
 
     def _is_told(self, worker: int, fate: object) -> bool:
         """Tell whether it is known how a worker died, or nobody will say so."""
-        return fate != "" or self._clock() - self._dead.setdefault(worker, self._clock()) >= PATIENCE
+        return fate != "" or self._clock() - self._dead.setdefault(worker, self._clock()) >= self.patience
 
     def _is_stalled(self, conn: Connection, worker: int, seen: dict[int, tuple[object, float]]) -> bool:
         now = self._clock()

@@ -772,7 +772,8 @@ speval(func, range(5), "evals.db")
         assert sandbox.column("result") == list(range(5))
 
     def test_one_that_is_killed_again_and_again_is_given_up(self, tmp_path: pathlib.Path) -> None:
-        instance = Instance(1, ["sh", "-c", "kill -9 $$"], os.environ, str(tmp_path))
+        (board,) = launcher.Board.make(str(tmp_path), 1)
+        instance = Instance(1, ["sh", "-c", "kill -9 $$"], os.environ, str(tmp_path), board)
         said = []
         while not instance.over:
             instance.due = 0.0  # no pause
@@ -806,8 +807,8 @@ print("counts", speval(func, range(5), "evals.db", timeout=0.5, max_attempts=2))
         until(lambda: not any(is_alive(int(pid)) for pid in sandbox.calls()))
 
     def test_one_that_hangs_is_started_again_as_often_as_that_is_a_loss(self, tmp_path: pathlib.Path) -> None:
-        instance = Instance(1, ["sleep", "1000"], os.environ, str(tmp_path))
-        board = launcher.Board(str(tmp_path), "1")
+        (board,) = launcher.Board.make(str(tmp_path), 1)
+        instance = Instance(1, ["sleep", "1000"], os.environ, str(tmp_path), board)
         for _ in range(12):
             for output in instance.start():
                 output.close()
@@ -817,8 +818,8 @@ print("counts", speval(func, range(5), "evals.db", timeout=0.5, max_attempts=2))
             assert until(lambda: instance.look(ending=False)) == "instance 1 is started again"
 
     def test_one_that_is_stopped_does_not_hang(self, tmp_path: pathlib.Path) -> None:
-        instance = Instance(1, ["sh", "-c", "kill -STOP $$; sleep 1000"], os.environ, str(tmp_path))
-        board = launcher.Board(str(tmp_path), "1")
+        (board,) = launcher.Board.make(str(tmp_path), 1)
+        instance = Instance(1, ["sh", "-c", "kill -STOP $$; sleep 1000"], os.environ, str(tmp_path), board)
         outputs = instance.start()
         pid = instance.pid or 0
         until(lambda: state(pid) == "T")

@@ -469,7 +469,7 @@ FOREIGN = {
     ),
     "another application with a like table": (of_others(OLD, "PRAGMA application_id = 5"), ELSE),
     "another version of a like table": (of_others(OLD, "PRAGMA user_version = 3"), ELSE),
-    "a newer format": (change("PRAGMA user_version = 3"), "use the newer one"),
+    "a newer format": (change("PRAGMA user_version = 2"), "use the newer one"),
     "a format before the first": (change("PRAGMA user_version = -1"), "format -1"),
 }
 

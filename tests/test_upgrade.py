@@ -29,13 +29,12 @@ try:
 except KeyboardInterrupt:
     pass
 """
-FORMAT_1 = """
+OF_0_2_0 = """
     ALTER TABLE workers RENAME TO new;
     CREATE TABLE workers (id INTEGER PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL,
         started REAL NOT NULL, ended REAL);
     INSERT INTO workers SELECT id, host, pid, started, ended FROM new;
-    DROP TABLE new;
-    PRAGMA user_version = 1"""
+    DROP TABLE new"""
 SPACE = [{"x": x, "y": 0.5} for x in range(4)]
 
 
@@ -97,7 +96,7 @@ def test_a_database_of_0_2_0_is_read_as_it_is_and_gone_on_with(tmp_path: pathlib
     path = tmp_path / "evals.db"
     speval(abs, [-1, -2], path)
     with contextlib.closing(sqlite3.connect(path)) as conn:
-        conn.executescript(FORMAT_1)
+        conn.executescript(OF_0_2_0)
     before = path.read_bytes()
     assert [row["result"] for row in load_evals(path)] == [1, 2]
     assert len(survey.survey(path).workers) == 0

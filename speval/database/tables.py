@@ -9,7 +9,7 @@ from ..errors import SpevalError
 __all__ = ["CURRENT", "format_of", "prepare", "show_as_current"]
 
 APPLICATION_ID = 0x73706576  # "spev"
-FORMAT = 2
+FORMAT = 1
 EMPTY, OF_0_1_1, OF_0_2_0, CURRENT = range(4)
 COLUMNS_0_1_1 = ["name", "status", "updated", "result", "args"]
 
@@ -55,7 +55,6 @@ UPGRADE_0_1_1 = (
 UPGRADE_0_2_0 = (
     "ALTER TABLE workers ADD COLUMN code TEXT",
     "ALTER TABLE workers ADD COLUMN fate TEXT",
-    f"PRAGMA user_version = {FORMAT}",
 )
 SHOW_EMPTY = (
     """CREATE TEMP VIEW evals AS SELECT NULL AS id, NULL AS name, NULL AS status, NULL AS updated,
@@ -81,8 +80,9 @@ def format_of(conn: sqlite3.Connection, path: str) -> int:
     ((application,),) = conn.execute("PRAGMA application_id").fetchall()
     ((version,),) = conn.execute("PRAGMA user_version").fetchall()
     if application == APPLICATION_ID:
-        if version in (1, FORMAT):
-            return CURRENT if version == FORMAT else OF_0_2_0
+        if version == FORMAT:  # instances of 0.2.0 go on in it: these columns are all that is new
+            columns = [column for _, column, *_ in conn.execute("PRAGMA main.table_info(workers)").fetchall()]
+            return CURRENT if "fate" in columns else OF_0_2_0
         raise SpevalError(
             f"{path} has format {version}, this speval knows {FORMAT}: use the newer one that made it"
         )

@@ -29,6 +29,7 @@ RESTARTS = 10  # of one instance, each within HEALTHY seconds, at most
 HEALTHY = 60.0
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL, if something is wrong here
 LEFT = 1000  # pieces of output that are written after the end, at most: what an instance started may go on
+STOPS = 0.5  # seconds that they have to stop when they like, after Ctrl-Z
 KILLS = 3  # the how manyth Ctrl-C does not ask any more
 
 
@@ -88,7 +89,10 @@ def run(
     env = {**_threads(n, threads), "PYTHONFAULTHANDLER": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
     if threads is not None:
         env.update(_threads(n, threads))
-    instances = [Instance(number, command, env, folder, logs, quiet, tell) for number in range(1, n + 1)]
+    instances = [
+        Instance(number, command, env, folder, board, logs, quiet, tell)
+        for number, board in enumerate(Board.make(folder, n), 1)
+    ]
     with _Forwarding() as forwarding:
         Watch(instances, line, forwarding).until_over()
         line.close()
@@ -120,6 +124,7 @@ class Instance:
         command: Sequence[str],
         env: Mapping[str, str],
         folder: str,
+        board: Board,
         logs: str | None = None,
         quiet: bool = False,
         tell: Callable[[int, str], None] = lambda pid, how: None,
@@ -131,7 +136,7 @@ class Instance:
         self._log = _log(logs, number) if logs is not None else None
         self._quiet = quiet
         self._tell = tell
-        self._board = Board.make(folder, str(number))
+        self._board = board
         self._process: subprocess.Popen[bytes] | None = None
         self.due = 0.0
         self._kills = 0  # in a row, each within HEALTHY seconds
@@ -179,7 +184,7 @@ class Instance:
         code, pid, self._process = self._process.returncode, self._process.pid, None
         if code != 0:
             self._tell(pid, self._fate(code))
-        if self._ending is not None and code != 0 and not ending:  # a loss is counted: it comes to an end
+        if self._ending is not None and not ending:  # a loss is counted: it comes to an end
             return f"instance {self.number} is started again"
         if code >= 0 or ending:
             self.over, self.good = True, code == 0
@@ -229,9 +234,9 @@ class Instance:
     def end(self, signum: int) -> None:
         """Pass on a signal that is to end it; it is not started again if that was to come."""
         self.over = self.over or self._process is None
-        self.tell(signum)
+        self.send(signum)
 
-    def tell(self, signum: int) -> None:
+    def send(self, signum: int) -> None:
         """Pass a signal on: Ctrl-C to all that it has started too, as a terminal does."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -347,16 +352,24 @@ class Watch:
         self._line.show()
 
     def _stop(self) -> None:
-        """Stop with all instances, which are in sessions of their own, until somebody continues us."""
+        """Stop with all instances, which are in sessions of their own, until somebody continues us.
+
+        They are asked first: so they stop in no transaction, for which others would have to wait.
+        """
         self._line.clear()
         for instance in self._instances:
-            instance.tell(signal.SIGSTOP)
+            instance.send(signal.SIGTSTP)
+        end = time.monotonic() + STOPS
+        while any(i.pid and not is_stopped(i.pid) for i in self._instances) and time.monotonic() < end:
+            time.sleep(0.01)
+        for instance in self._instances:
+            instance.send(signal.SIGSTOP)
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTSTP)
         self._forwarding.stop = False
         signal.signal(signal.SIGTSTP, handler)
         for instance in self._instances:
-            instance.tell(signal.SIGCONT)
+            instance.send(signal.SIGCONT)
 
     def _copy(self, seconds: float) -> bool:
         """Write what instances have written; False if there was nothing."""

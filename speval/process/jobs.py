@@ -38,7 +38,7 @@ from .launcher import log_of, redirect
 from .machine import identity
 from .signals import INTERRUPTS
 
-__all__ = ["MOMENT", "STEP", "Stint", "descendants", "die_with_parent", "run"]
+__all__ = ["MOMENT", "STEP", "Stint", "apart", "descendants", "die_with_parent", "run"]
 
 log = logging.getLogger("speval")
 
@@ -50,6 +50,7 @@ EARLY = 3  # deaths in a row, before anything began, after which it is no use
 READY = 2  # the count of a process that is past its first piece
 HUNG = 5.0  # seconds that what is forked may take until then; doubled with each in a row that takes longer
 SETTLED = 5.0  # seconds after which a process is not one of those
+HANGS = "hangs since it was forked"
 FAULT = 2000  # bytes of what Python says of a fault
 HIGH = 500  # a descriptor that nobody gets who does not ask for it
 PR_SET_PDEATHSIG = 1
@@ -183,7 +184,8 @@ class Job:
         self._tell = tell
         self._log = log
         self._process: BaseProcess | None = None  # none between two
-        self._faults = _memory() if context.get_start_method() == "fork" else None
+        self._is_forked = context.get_start_method() == "fork"
+        self._faults = _memory() if self._is_forked else None
         self._pause = 0.0  # seconds until the next one is started
 
     def look(self, passed: float) -> None:
@@ -201,6 +203,7 @@ class Job:
             self._time(self._process, passed)
 
     def _start(self) -> None:
+        self._beside = _other_threads()
         self._how = ""  # it ended, if we know better than by its exit code
         self._said: bytes | None = None  # by the process, of its end; nothing if it closed the pipe
         self._stint = Stint()
@@ -295,8 +298,8 @@ class Job:
             if self._ending >= MOMENT:
                 _kill(process)
         elif self._count.value < READY:
-            if self._context.get_start_method() == "fork" and self._age >= HUNG * 2**self.early:
-                self._how = "hangs since it was forked"
+            if self._beside and self._is_forked and self._age >= HUNG * 2**self.early:
+                self._how = f"{HANGS} beside other threads ({', '.join(self._beside[:5])})"
                 _kill(process)
         elif self._said:
             self._idle += passed
@@ -324,6 +327,30 @@ class Job:
     def close(self) -> None:
         if self._faults is not None:
             self._faults.close()
+
+
+def _other_threads() -> list[str]:
+    threads = [t for t in threading.enumerate() if t is not threading.current_thread()]
+    return [t.name for t in threads if t.name != "speval"]
+
+
+def apart(action: Callable[..., Any], *args: Any) -> None:
+    """Do something in a process of its own, which nobody waits for, and which has 10 s for it."""
+    if not hasattr(os, "fork"):
+        return
+    with _blocked(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: what hangs beside them is ended
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+            return
+        try:
+            if os.fork() == 0:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(10)
+                action(*args)
+        finally:
+            os._exit(0)
 
 
 def _memory() -> Any:
@@ -371,12 +398,11 @@ def _check(jobs: list[Job]) -> None:
         early.done = True
     elif early.why.startswith("cannot"):
         raise SpevalError(f"a worker process {early.why}")
-    elif early.why.endswith("forked"):
-        names = [t.name for t in threading.enumerate() if t is not threading.current_thread()]
+    elif HANGS in early.why:
         raise SpevalError(
-            f"worker process {early.why}, and so did those before it: another thread ({', '.join(names[:5])})"
-            " keeps something locked, the standard output say. Start that thread later; or call"
-            " multiprocessing.set_start_method('spawn') first, if func can be imported"
+            f"worker process {early.why}, and so did those before it: one of them keeps something locked that"
+            " every process needs. Start that thread later; or call multiprocessing.set_start_method('spawn')"
+            " first, if func can be imported"
         )
     else:
         raise SpevalError(
@@ -434,6 +460,8 @@ def _main(
     global _level  # noqa: PLW0603 - it is that of the process
     _level += 1
     _tie_to(parent)
+    with contextlib.suppress(ValueError):  # that of the parent's event loop, which would get our signals
+        signal.set_wakeup_fd(-1)
     for signum in INTERRUPTS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
             signal.signal(signum, signal.SIG_DFL)
@@ -470,7 +498,9 @@ def _note_faults(file: Any) -> None:
 
 def _flush_all() -> None:
     """Use what is written to: if another thread has held it when we were forked, we hang here, and now."""
-    for stream in sys.stdout, sys.stderr, *log.handlers, *logging.getLogger().handlers:
+    handlers = [*log.handlers, *logging.getLogger().handlers]
+    streams: list[Any] = [sys.stdout, sys.stderr, *(getattr(handler, "stream", None) for handler in handlers)]
+    for stream in streams:
         with contextlib.suppress(Exception):
             stream.flush()
 

@@ -51,19 +51,18 @@ class Board:
         Seconds that a piece may take; 0: any number.
     """
 
-    def __init__(self, folder: str, number: str) -> None:
-        path = os.path.join(folder, number)
-        with open(path, "r+b") as file:
-            memory = memoryview(mmap.mmap(file.fileno(), SIZE))
+    def __init__(self, memory: memoryview) -> None:
         self._numbers, self._seconds = memory[:16].cast("Q"), memory[16:].cast("d")
 
     @staticmethod
-    def make(folder: str, number: str) -> Board:
-        with open(os.path.join(folder, number), "xb") as file:
-            file.write(bytes(SIZE))
-        board = Board(folder, number)
-        board._numbers[0] = os.getpid()
-        return board
+    def make(folder: str, n: int) -> list[Board]:
+        """Return the boards of `n` instances: in one file, since each that is mapped takes a descriptor."""
+        with open(_boards(folder), "xb") as file:
+            file.write(bytes(n * SIZE))
+        boards = _opened(folder)
+        for board in boards:
+            board._numbers[0] = os.getpid()
+        return boards
 
     @property
     def launcher(self) -> int:
@@ -92,8 +91,8 @@ def environment(folder: str, number: str, logs: str | None = None) -> dict[str, 
 
 
 def is_launched() -> bool:
-    """Tell whether there is a launcher above this process."""
-    return FOLDER in os.environ
+    """Tell whether a launcher has started this process."""
+    return _board() is not None
 
 
 def announce(database: str) -> None:
@@ -139,15 +138,21 @@ def _board() -> Board | None:
     """Return the board of this process; not in those that it starts, though they have its environment."""
     folder, number = os.environ.get(FOLDER), os.environ.get(NUMBER)
     if folder and number:
-        with contextlib.suppress(OSError, ValueError):
-            board = _opened(folder, number)
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            board = _opened(folder)[int(number) - 1]
             return board if board.launcher == os.getppid() else None
     return None
 
 
+def _boards(folder: str) -> str:
+    return os.path.join(folder, "boards")
+
+
 @functools.cache  # never closed: by then its descriptor may be another's, if `func` has closed it
-def _opened(folder: str, number: str) -> Board:
-    return Board(folder, number)
+def _opened(folder: str) -> list[Board]:
+    with open(_boards(folder), "r+b") as file:
+        memory = memoryview(mmap.mmap(file.fileno(), 0))
+    return [Board(memory[at : at + SIZE]) for at in range(0, len(memory), SIZE)]
 
 
 def head(name: str, attempt: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO
@@ -17,6 +16,7 @@ LINE = 8192  # bytes of a line that are kept until its end comes
 TAIL = 2000  # bytes of what an instance has written that are kept, to say why it died
 REWRITTEN = 10.0  # seconds between two times that a line is shown which is rewritten over and over
 TRACEBACK = b"Traceback (most recent call last):"
+CHAINED = (TRACEBACK, b"During handling of the above exception", b"The above exception was the direct cause")
 
 
 class Output:
@@ -60,7 +60,8 @@ class Output:
         self._prefix = b"[%d] " % number
         self._rest = b""
         self._due = -float("inf")  # when a line that is rewritten may be shown
-        self._traceback: list[bytes] = []  # that has not yet come to its end
+        self._traceback: list[bytes] = []  # that has not yet come to its end, or is chained perhaps
+        self._is_told = False  # which exception it is of
         os.set_blocking(pipe.fileno(), False)
 
     def read(self) -> bytes | None:
@@ -75,7 +76,8 @@ class Output:
         if not more:
             return None
         self.tail = (self.tail + more)[-TAIL:]
-        *lines, self._rest = re.split(rb"\r*\n", self._rest + more)
+        *lines, self._rest = (self._rest + more).split(b"\n")
+        lines = [line.rstrip(b"\r") for line in lines]
         if b"\r" in self._rest:
             end = b"\r" * self._rest.endswith(b"\r")
             self._rest = (b"" if end else b"\r") + _last(self._rest) + end
@@ -110,15 +112,20 @@ class Output:
         return list(self._without_interrupts(line for line in lines if not line.startswith(HEADING.encode())))
 
     def _without_interrupts(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        """Leave out the tracebacks of Ctrl-C, with those that Python chains them to."""
         for line in lines:
-            if not self.interrupted or (line != TRACEBACK and not self._traceback):
+            if not self.interrupted or not (self._traceback or line == TRACEBACK):
                 yield line
                 continue
-            self._traceback.append(line)
-            if line != TRACEBACK and not line.startswith(b" "):
-                if not line.startswith(b"KeyboardInterrupt"):
-                    yield from self._traceback
+            if self._is_told and line.strip() and not line.startswith(CHAINED):
+                yield from self._traceback
                 self._traceback = []
+                yield line
+            elif line.startswith(b"KeyboardInterrupt"):
+                self._traceback = []
+            else:
+                self._traceback.append(line)
+            self._is_told = bool(self._traceback) and not line.startswith((b" ", TRACEBACK))
 
     def _numbered(self, lines: Iterable[bytes]) -> bytes:
         return b"" if self.stream is None else b"".join(self._prefix + line + b"\n" for line in lines)

@@ -110,9 +110,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
     def _stop(self) -> None:
         """Stop, but in no transaction of any thread, which all others would wait for."""
         with forks.closed():
-            before = signal.signal(STOP, signal.SIG_DFL)  # ours, or of a block inside ours
-            signal.raise_signal(STOP)
-            signal.signal(STOP, before)
+            signal.raise_signal(signal.SIGSTOP)  # the default of the other stops nobody without a shell
 
     def _is_the_same(self, signum: int) -> bool:
         handler = self.handlers[signum]
