@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import types
@@ -28,7 +29,9 @@ VERSION = "{}.{} ".format(*sys.version_info)  # code of another Python looks dif
 def name_of(func: Callable[[Any], Any]) -> str:
     while isinstance(func, functools.partial):
         func = func.func
-    name = getattr(func, "__qualname__", None)
+    name = None
+    with contextlib.suppress(Exception):  # of a strange callable, attributes may do anything
+        name = getattr(func, "__qualname__", None)
     return name if isinstance(name, str) else type(func).__qualname__
 
 
@@ -42,7 +45,7 @@ def code_of(func: Callable[[Any], Any]) -> str | None:
 
     try:
         parts = list(_parts(func))
-    except Exception:  # noqa: BLE001 - attributes of a strange callable may do anything
+    except Exception:  # noqa: BLE001 - as above
         return None
     if not any(isinstance(part, bytes) for part in parts):
         return None

@@ -158,7 +158,8 @@ class Lookout:
 
     def _is_told(self, worker: int, fate: object) -> bool:
         """Tell whether it is known how a worker died, or nobody will say so."""
-        return fate != "" or self._clock() - self._dead.setdefault(worker, self._clock()) >= self.patience
+        now = self._clock()
+        return fate != "" or now - self._dead.setdefault(worker, now) >= self.patience
 
     def _is_stalled(self, conn: Connection, worker: int, seen: dict[int, tuple[object, float]]) -> bool:
         now = self._clock()

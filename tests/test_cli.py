@@ -785,6 +785,31 @@ speval(func, range(5), "evals.db")
         assert said[-1].endswith("for the 11th time in a row: it is not started again")
         assert not instance.good
 
+    def test_one_that_hangs_and_then_ends_well_is_started_again_all_the_same(self, sandbox: Sandbox) -> None:
+        code = """
+signal.signal(signal.SIGTERM, lambda *args: sys.exit(0))  # usual where a scheduler sends it
+speval(lambda x: time.sleep(1000 * (x < 2)), range(5), "evals.db", timeout=0.3, max_attempts=1)
+"""
+        sandbox.end(self.start(sandbox, code, "-n", "1", "script.py"), 1)
+        assert sandbox.column("status") == ["failed"] * 2 + ["completed"] * 3
+
+    def test_a_locked_database_keeps_nobody_from_ending_all(self, sandbox: Sandbox) -> None:
+        code = """
+def func(x):
+    with open("calls", "a") as calls:
+        calls.write(f"{os.getpid()}\n")
+    time.sleep(1000)
+
+speval(func, range(5), "evals.db")
+"""
+        run = self.start(sandbox, code, "-n", "2", "script.py")
+        first, _ = until(lambda: len(sandbox.calls()) == 2 and sandbox.calls())
+        with sandbox.locked():
+            os.kill(int(first), signal.SIGKILL)
+            until(lambda: not is_alive(int(first)))
+            until(lambda: run.send_signal(signal.SIGINT) or run.poll() is not None)
+        assert run.returncode == -signal.SIGINT
+
     def test_what_hangs_is_ended_with_its_programs_and_the_sweep_goes_on(self, sandbox: Sandbox) -> None:
         code = """
 import subprocess

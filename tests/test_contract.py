@@ -225,6 +225,17 @@ class TestLosses:
         assert [(c.name, c.attempt) for c in claim(heir)] == [("0", 2)]
         assert [row["losses"] for row in load_evals(db)] == [1, 0]
 
+    def test_a_failure_after_a_loss_tells_of_both(self, db: Database, workers: Workers) -> None:
+        fill(db, [0])
+        dead = workers.join()
+        claim(dead)
+        workers.die(dead)
+        heir = workers.join()
+        (begun,) = claim(heir)
+        end(heir, begun, error="ValueError: 1")
+        (row,) = load_evals(db)
+        assert re.fullmatch(r".* process \d+ on .* died\nValueError: 1", row["error"])
+
     def test_claims_of_the_living_are_not_however_long_they_take(
         self, db: Database, workers: Workers, clock: Clock
     ) -> None:

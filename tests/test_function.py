@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import pathlib
+import signal
 import textwrap
 from typing import Any
 
@@ -59,6 +60,31 @@ def test_arguments_of_a_partial_count_and_decorators_and_methods_are_looked_thro
     assert code_of(type("A", (), {"__call__": f})()) == code_of(type("A", (), {"f": f})().f) == code_of(f)
 
 
+class Strange:
+    """A callable that raises for whatever it is asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+def test_large_values_are_not_read() -> None:
+    class Large:
+        def tolist(self) -> list[int]:
+            raise AssertionError("it is read")
+
+    f = made(WAS)
+    assert code_of(functools.partial(f, Large())) == code_of(functools.partial(f, Large())) is not None
+    assert code_of(functools.partial(f, [0] * 10**6)) == code_of(functools.partial(f, [1] * 10**6))
+
+
+def test_a_strange_callable_is_no_error(tmp_path: pathlib.Path) -> None:
+    assert code_of(Strange()) is None
+    assert speval(Strange(), [1], tmp_path / "evals.db")["completed"] == 1
+
+
 @pytest.mark.parametrize("func", [abs, dict, int.__add__, functools.partial(abs)])
 def test_of_c_code_nothing_is_known(func: Any) -> None:
     assert code_of(func) is None
@@ -83,8 +109,16 @@ def test_instances_of_one_code_are_not_warned_and_those_of_another_are(sandbox: 
     assert sandbox.run(SCRIPT, "2", "1", "2", "wait") == ""
     said = sandbox.run(SCRIPT, "3", "1", "2", "wait", "4")
     assert "3 results in" in said
-    assert "another version of square(), whose code has changed" in said
+    assert "another version of square(), or of other arguments" in said
     assert [row["result"] for row in load_evals(sandbox.db)] == [1, 4, None, 64]
+
+
+def test_one_that_is_dead_works_no_more(sandbox: Sandbox) -> None:
+    other = sandbox.start(SCRIPT, "2", "wait")
+    until(sandbox.calls)
+    sandbox.end_by(other, signal.SIGKILL)
+    sandbox.touch("go")
+    assert "evaluates another version" not in sandbox.run(SCRIPT, "3", "wait")
 
 
 def test_one_that_works_meanwhile_with_another_code_is_named(sandbox: Sandbox) -> None:

@@ -634,6 +634,37 @@ os._exit(0)
         assert count_evals(sandbox.db)["pending"] == 20
 
 
+class TestWatched:
+    """Workers whose death somebody would tell, had he not died with them."""
+
+    def test_what_they_held_is_evaluated_by_who_does_not_wait(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    note(x)
+    wait_for("go")
+
+speval(func, [0], "evals.db", n_jobs=2)
+"""
+        instance = sandbox.start(script)
+        until(sandbox.calls)
+        sandbox.end_by(instance, signal.SIGKILL)
+        until(lambda: run(lambda x: x, [0], sandbox.db, wait=False)["completed"])
+
+    def test_a_signal_to_one_is_not_taken_for_one_to_the_event_loop_above_it(self, sandbox: Sandbox) -> None:
+        script = """
+import asyncio
+
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, note, "told")
+    func = lambda x: time.sleep(1000 * x)
+    print(await asyncio.to_thread(speval, func, [0, 1], "evals.db", 0.3, n_jobs=2, max_attempts=1))
+
+asyncio.run(main())
+"""
+        assert "'failed': 1}" in sandbox.run(script)
+        assert sandbox.calls() == []
+
+
 class TestStartMethods:
     MODULE = "def double(x):\n    return 2 * x\n"
 
