@@ -797,7 +797,7 @@ speval(lambda x: time.sleep(1000 * (x < 2)), range(5), "evals.db", timeout=0.3, 
         code = """
 def func(x):
     with open("calls", "a") as calls:
-        calls.write(f"{os.getpid()}\n")
+        calls.write(f"{os.getpid()}\\n")
     time.sleep(1000)
 
 speval(func, range(5), "evals.db")
