@@ -531,7 +531,7 @@ class Worker:
                     release(conn, self.id, -(2**63) if room else unstarted[0].id)
                 if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
                     said = reclaim(conn, self._lookout.lost(conn), self._max_attempts)
-                    self._looked = self._clock()
+                    self._looked = -float("inf") if self._lookout.waits else self._clock()
                 rows = claim(conn, self.id, room)
             self._joined = True
             del self.done[: len(outcomes)]

@@ -136,18 +136,24 @@ class Lookout:
         self._clock = clock
         self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
         self.patience = PATIENCE
-        self._dead: dict[int, float] = {}  # worker: seen dead then, and nobody has said how it died
+        self._untold: dict[int, float] = {}  # worker: first seen dead then, and nobody has said how it died
+
+    @property
+    def waits(self) -> bool:
+        """Somebody is dead, but who watched him may yet say how he died."""
+        return bool(self._untold)
 
     def lost(self, conn: Connection) -> list[Loss]:
         pending, in_progress = left(conn)
         settled = self._locks.are_settled(in_progress)
         seen, self._seen = self._seen, {}
+        untold, self._untold = self._untold, {}
         lost = []
         for worker, where, pid, _, fate in live(conn):
             if worker == self._worker:
                 continue
             if self._locks.is_dead(worker):
-                if settled and self._is_told(worker, fate):
+                if settled and self._is_told(worker, fate, untold):
                     lost.append(Loss(worker, f"process {pid} on {where}", DIED, str(fate or DIED)))
             elif self._timeout is not None and self._is_stalled(conn, worker, seen):
                 lost.append(Loss(worker, f"process {pid} on {where}", STALLED, STALLED))
@@ -156,10 +162,14 @@ class Lookout:
             lost += [Loss(worker, f"worker {worker}", UNKNOWN, UNKNOWN) for (worker,) in unknown]
         return lost
 
-    def _is_told(self, worker: int, fate: object) -> bool:
+    def _is_told(self, worker: int, fate: object, untold: dict[int, float]) -> bool:
         """Tell whether it is known how a worker died, or nobody will say so."""
         now = self._clock()
-        return fate != "" or now - self._dead.setdefault(worker, now) >= self.patience
+        since = untold.get(worker, now)
+        if fate == "" and now - since < self.patience:
+            self._untold[worker] = since
+            return False
+        return True
 
     def _is_stalled(self, conn: Connection, worker: int, seen: dict[int, tuple[object, float]]) -> bool:
         now = self._clock()

@@ -956,7 +956,10 @@ speval(func, {"a": 0, "b": 1}, "evals.db", n_jobs=int(sys.argv[1]))
         output = Output(1, open(read, "rb", 0), io.BytesIO())  # noqa: SIM115 - it closes it
         output.interrupted = True
         frames = 'Traceback (most recent call last):\n  File "x", line 1, in f\n    f()\n    ^^^\n'
-        os.write(write, f"a\n{frames}KeyboardInterrupt\nb\n{frames}ValueError: c\n{frames}".encode())
+        during = "During handling of the above exception, another exception occurred:"
+        chained = f"{frames}ValueError: d\n\n{during}\n\n"
+        interrupts = f"{frames}KeyboardInterrupt\nb\n{chained}{frames}KeyboardInterrupt\n"
+        os.write(write, f"a\n{interrupts}{frames}ValueError: c\n{frames}".encode())
         os.close(write)
         shown = (output.read() or b"") + output.close()
         lines = f"a\nb\n{frames}ValueError: c\n{frames}".splitlines()

@@ -149,7 +149,7 @@ def test_no_statement_of_a_worker_scans_the_evaluations(
     speval(abs, [1], tmp_path / "evals.db")
     conn = sqlite3.connect(tmp_path / "evals.db")
     names = ["id", "name", "room", "worker", "now", "attempt", "result", "error", "started", "max_attempts"]
-    names += ["first", "last", "status", "line", "enough"]
+    names += ["first", "last", "status", "line", "enough", "how"]
     code = next(getattr(room, statement) for room in ROOMS if hasattr(room, statement))
     values = [1] * code.count("?") or dict.fromkeys(names, 1)
     plan = conn.execute("EXPLAIN QUERY PLAN " + code, values).fetchall()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import multiprocessing
 import os
@@ -51,6 +52,7 @@ READY = 2  # the count of a process that is past its first piece
 HUNG = 5.0  # seconds that what is forked may take until then; doubled with each in a row that takes longer
 SETTLED = 5.0  # seconds after which a process is not one of those
 HANGS = "hangs since it was forked"
+OURS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 FAULT = 2000  # bytes of what Python says of a fault
 HIGH = 500  # a descriptor that nobody gets who does not ask for it
 PR_SET_PDEATHSIG = 1
@@ -279,11 +281,12 @@ class Job:
             self._fall(f"{process.pid} {how}", began, where)
 
     def _fault(self) -> str:
-        """Return what Python has said of a fault by which the process died, as further lines."""
+        """Return what Python has said of a fault by which the process died, down to `func`, as more lines."""
         if self._faults is None:
             return ""
         said = os.pread(self._faults.fileno(), FAULT, 0).decode(errors="replace").rstrip()
-        return f"\n{said}" if said else ""
+        lines = itertools.takewhile(lambda line: OURS not in line, said.splitlines())
+        return "".join(f"\n{line}" for line in lines)
 
     def _fall(self, why: str, began: bool = False, where: str = "") -> None:
         self.why = why
