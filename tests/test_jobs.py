@@ -400,7 +400,7 @@ speval(func, range(4), "evals.db", n_jobs=2)
         output = sandbox.end_by(instance, signum)
         assert not any(map(is_alive, workers))
         assert output.count("Traceback") == (signum == signal.SIGINT)
-        assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 4
+        assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 4, output
 
     def test_a_second_interrupt_does_not_wait_for_a_process_that_ignores_the_first(
         self, sandbox: Sandbox

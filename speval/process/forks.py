@@ -68,9 +68,12 @@ class Section:
                     yield False
                     return
                 try:
-                    self.thread = threading.get_ident()
-                    yield True
-                finally:
+                    try:
+                        self.thread = threading.get_ident()
+                        yield True
+                    finally:
+                        self.thread = 0
+                finally:  # Python 3.9 may raise what a handler of the user's raises at the start of the other
                     self.thread = 0
         finally:
             self.attend(-1)
