@@ -45,7 +45,7 @@ def code_of(func: Callable[[Any], Any]) -> str | None:
 
     try:
         parts = list(_parts(func))
-    except Exception:  # noqa: BLE001 - as above
+    except Exception:  # noqa: BLE001 - see name_of()
         return None
     if not any(isinstance(part, bytes) for part in parts):
         return None

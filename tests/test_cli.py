@@ -1025,6 +1025,7 @@ while True:
         numbers = re.findall(r"\d+/\d+(?=,)", shown)
         assert numbers == sorted(numbers)
         assert set(numbers) <= {"0/2", "1/2", "2/2"}
+        assert numbers[-1] == "2/2"
 
     def test_its_progress_is_shown_on_a_terminal_under_what_is_printed(self, sandbox: Sandbox) -> None:
         (sandbox.path / "script.py").write_text(

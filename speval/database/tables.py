@@ -106,7 +106,6 @@ def prepare(conn: sqlite3.Connection, path: str) -> bool:
 
 def show_as_current(conn: sqlite3.Connection, path: str) -> None:
     """Let this connection see today's tables, whatever is there: so no reading code knows another."""
-    for statement in {EMPTY: SHOW_EMPTY, OF_0_1_1: SHOW_0_1_1, OF_0_2_0: SHOW_0_2_0, CURRENT: ()}[
-        format_of(conn, path)
-    ]:
+    found = format_of(conn, path)
+    for statement in {EMPTY: SHOW_EMPTY, OF_0_1_1: SHOW_0_1_1, OF_0_2_0: SHOW_0_2_0, CURRENT: ()}[found]:
         conn.execute(statement)

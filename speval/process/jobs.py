@@ -338,10 +338,10 @@ def _other_threads() -> list[str]:
 
 
 def apart(action: Callable[..., Any], *args: Any) -> None:
-    """Do something in a process of its own, which nobody waits for, and which has 10 s for it."""
+    """Do something, in 10 s, in a process of its own that nobody waits for; nothing if none is to be had."""
     if not hasattr(os, "fork"):
         return
-    with _blocked(), warnings.catch_warnings():
+    with contextlib.suppress(OSError), _blocked(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads: what hangs beside them is ended
         pid = os.fork()
         if pid:

@@ -1,7 +1,7 @@
 """What an instance tells `speval run`, which has started it: the databases that it uses, and what it does.
 
-Both have a folder. Each instance writes what it uses to a file of all, and has a file of its own, in memory
-that both see, for what changes often.
+Both have a folder. Each instance writes what it uses to one file there; for what changes often, it has its
+part of another, which is in memory that both see.
 """
 
 from __future__ import annotations
@@ -158,9 +158,7 @@ def _opened(folder: str) -> list[Board]:
 def head(name: str, attempt: int) -> None:
     """Where the output of this process is kept, write there which evaluation the rest is of."""
     if _is_logged:
-        with contextlib.suppress(
-            OSError, ValueError, AttributeError
-        ):  # of a stream that is full, closed or None
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is full, closed, or None
             sys.stderr.write(f"{HEADING}{visible(name)}, attempt {attempt}\n")
             sys.stderr.flush()
 
