@@ -7,11 +7,11 @@ The map: each module imports only from those below it.
     view.survey           how far a database is, who works on it, what failed and why
     view.table            rows as a table that fits the terminal
     process.instances     n instances of a script: started, watched, restarted
-    process.output        what an instance of a script writes, shown and kept
     speval                THE JOB: what may happen to an evaluation, the worker, the public functions
     view.progress         how far a sweep is, in one line
     process.jobs          n local processes that all do the same
     function              what is evaluated: its name, its code, and whether others evaluate another
+    process.output        what a process writes: shown, kept, and its last words
     process.launcher      what an instance tells `speval run`, which has started it
     workers               who works on a database, and who is lost: whose claims the job reclaims then
     reading               evaluations as dicts, or counted

@@ -944,6 +944,20 @@ speval(func, {"a": 0, "b": 1}, "evals.db", n_jobs=int(sys.argv[1]))
                 assert {f"out {x}", f"err {x}"} <= set(lines[place + 1 : place + 3])
             os.remove(sandbox.db)
 
+    def test_the_last_words_of_a_process_that_is_one_of_n_jobs_are_kept_there_and_with_the_loss(
+        self, sandbox: Sandbox
+    ) -> None:
+        code = """
+def func(x):
+    os.write(2, b"out of luck\\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+speval(func, [0], "evals.db", n_jobs=2, max_attempts=1)
+"""
+        sandbox.end(self.start(sandbox, code, "-n", "1", "--quiet", "--logs", "logs", "script.py"), 1)
+        (error,) = sandbox.column("error")
+        assert re.search("died of SIGKILL\nspeval: evaluation 0, attempt 1\nout of luck\nlost 1 times", error)
+
     def test_without_quiet_it_is_shown_too_and_without_headings(self, sandbox: Sandbox) -> None:
         code = "speval(lambda x: print('at', x), [0], 'evals.db')\n"
         printed = sandbox.end(self.start(sandbox, code, "-n", "1", "--logs", "logs", "script.py"))

@@ -8,6 +8,7 @@ import os
 import pathlib
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -28,6 +29,15 @@ def is_alive(pid: int) -> bool:
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def is_full(pipe: str) -> bool:
+    """Tell whether who writes to the pipe waits for who reads it."""
+    fd = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        return not select.select([], [fd], [], 0)[1]
+    finally:
+        os.close(fd)
 
 
 def pids(sandbox: Sandbox, number: int) -> list[int]:
@@ -273,6 +283,77 @@ speval(func, range(50), "evals.db", n_jobs=2)
         line = script[: script.index(death)].count("\n") + PRELUDE.count("\n") + 1
         assert (f'script_0.py", line {line} in func' in failed["error"]) == ("SIGSEGV" in how)
         assert sandbox.calls().count("3") == 3
+
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    def test_its_last_words_are_passed_on_and_kept(self, sandbox: Sandbox, method: str) -> None:
+        script = f"""
+import multiprocessing
+
+def func(x):
+    if x == 3:
+        os.write(2, b"a long story, " * 1000 + b"and then\\nout of luck\\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("{method}")
+    speval(func, range(5), "evals.db", n_jobs=2, max_attempts=1)
+"""
+        assert "a long story, " * 1000 + "and then\nout of luck\n" in sandbox.run(script)
+        (failed,) = load_evals(sandbox.db, "failed")
+        assert re.search(r"died of SIGKILL\n.*and then\nout of luck\nlost 1 times", failed["error"])
+        assert len(failed["error"]) < 2200
+
+    def test_a_fault_deep_in_func_says_where(self, sandbox: Sandbox) -> None:
+        script = """
+import ctypes
+
+def dive(depth):
+    return dive(depth - 1) if depth else ctypes.string_at(0)
+
+speval(lambda x: dive(90), range(1), "evals.db", n_jobs=2, max_attempts=1)
+"""
+        sandbox.run(script)
+        (failed,) = load_evals(sandbox.db, "failed")
+        assert "died of SIGSEGV\nFatal Python error: Segmentation fault\n" in failed["error"]
+        assert "in string_at" in failed["error"]
+        assert len(failed["error"]) < 2200
+
+    def test_all_that_it_writes_to_stderr_is_passed_on_in_order(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    for n in range(x, x + 10_000):
+        sys.stderr.write(f"{n:09}\\n")
+
+speval(func, [0, 100_000], "evals.db", n_jobs=2)
+"""
+        said = [int(line) for line in sandbox.run(script).splitlines()]
+        for first in 0, 100_000:
+            assert [n for n in said if first <= n < first + 10_000] == list(range(first, first + 10_000))
+        assert len(said) == 20_000
+
+    def test_one_that_waits_for_who_reads_its_stderr_can_be_interrupted(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    note(os.getpid())
+    while True:
+        os.write(2, b"x" * 10_000)
+
+speval(func, range(2), "evals.db", n_jobs=2)
+"""
+        instance = sandbox.start(script)
+        workers = pids(sandbox, 2)
+        until(lambda: is_full(f"/proc/{instance.pid}/fd/2"))
+        instance.send_signal(signal.SIGINT)
+        until(lambda: not any(map(is_alive, workers)))
+        assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 2
+        sandbox.end(instance, -signal.SIGINT)
+
+    def test_a_closed_stderr_hinders_nothing(self, sandbox: Sandbox) -> None:
+        script = """
+os.close(2)
+print(speval(lambda x: os.close(os.open("calls", os.O_RDONLY | os.O_CREAT)), range(9), "evals.db", n_jobs=2))
+"""
+        assert "'completed': 9" in sandbox.run(script)
 
     def test_a_process_that_somebody_terminates_is_replaced_without_a_loss(self, sandbox: Sandbox) -> None:
         script = """

@@ -41,6 +41,30 @@ def test_system_exit_in_func_releases_and_ends_the_instance(sandbox: Sandbox) ->
     assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)]
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_where_python_ignores_exceptions_is_not_lost(
+    sandbox: Sandbox, signum: signal.Signals
+) -> None:
+    script = """
+class Slow:
+    def __del__(self):
+        note("deleting")
+        wait_for("go")
+
+def func(x):
+    slow = Slow()
+    del slow
+    note("deleted")
+    time.sleep(1000)
+
+speval(func, [0], "evals.db")
+"""
+    instance = sandbox.start(script)
+    until(lambda: sandbox.calls() == ["deleting"])
+    sandbox.end_by(instance, signum)
+    assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)]
+
+
 # What `func` makes of an interrupt is no result of its evaluation, and no failure.
 SWALLOWS = """
 def func(x):
@@ -344,9 +368,12 @@ print(count_evals("evals.db")["completed"])
 
 def test_handlers_are_put_back(sandbox: Sandbox) -> None:
     script = """
-handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP)]
+def handlers():
+    return [*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP)), sys.unraisablehook]
+
+before = handlers()
 speval(lambda x: x, [0, 1], "evals.db")
-print(handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP)])
+print(handlers() == before)
 """
     assert sandbox.run(script) == "True\n"
 

@@ -17,7 +17,7 @@ from typing import IO, NamedTuple, Protocol
 from .jobs import MOMENT, STEP, Stint, descendants, die_with_parent
 from .launcher import Board, environment
 from .machine import cpus, is_stopped
-from .output import Output
+from .output import Output, fate
 from .signals import INTERRUPTS
 
 __all__ = ["Ended", "Instance", "Shown", "run"]
@@ -217,8 +217,7 @@ class Instance:
             how = f"was ended past {self._board.limit:g} s"
         else:
             how = f"died of {_signal(-code)}" if code < 0 else f"ended with exit code {code}"
-        said = self._errors.tail.decode(errors="replace").strip()
-        return f"{how}\n{said}" if said else how
+        return fate(how, self._errors.tail)
 
     def _fall(self, code: int) -> str:
         healthy = time.monotonic() - self._began >= HEALTHY

@@ -6,6 +6,7 @@ Knows nothing of what they do::
         +----------------------------------+                 +---------------------------------+
         | start, replace ------------------|---------------->| work(count)                     |
         | how did it end?  <---------------|--- a pipe ------| returned, or what it raised     |
+        | pass on, and keep its last words |<--- a pipe ------| stderr                          |
         | is a piece of it overdue?  <-----|- shared memory -| count.value += 1, at the start  |
         | SIGTERM, and later SIGKILL ------|---------------->| and at the end of each piece    |
         +----------------------------------+                 +---------------------------------+
@@ -15,8 +16,8 @@ Knows nothing of what they do::
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
-import itertools
 import logging
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -37,6 +38,7 @@ from typing import Any
 from ..errors import SpevalError
 from .launcher import log_of, redirect
 from .machine import identity
+from .output import TAIL, Relay, fate
 from .signals import INTERRUPTS
 
 __all__ = ["MOMENT", "STEP", "Stint", "apart", "descendants", "die_with_parent", "run"]
@@ -52,9 +54,6 @@ READY = 2  # the count of a process that is past its first piece
 HUNG = 5.0  # seconds that what is forked may take until then; doubled with each in a row that takes longer
 SETTLED = 5.0  # seconds after which a process is not one of those
 HANGS = "hangs since it was forked"
-OURS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
-FAULT = 2000  # bytes of what Python says of a fault
-HIGH = 500  # a descriptor that nobody gets who does not ask for it
 PR_SET_PDEATHSIG = 1
 
 _level = 0  # of this process: how many above it have started it so
@@ -94,7 +93,7 @@ def run(
     SpevalError
         If the processes cannot be started, or do not get as far as to begin.
     """
-    wait = functools.partial(let_through, connection.wait)
+    wait = functools.partial(let_through, _wait_for)
     context = _context(work)
     logs = [log_of(number) if _level == 0 else None for number in range(1, n + 1)]
     jobs = [Job(context, work, limit, tell, log) for log in logs]
@@ -108,6 +107,7 @@ def run(
             _check(jobs)
             tick()
             _wait(jobs, wait, TICK if limit is None else min(TICK, limit / 4))
+        _wait(jobs, wait, 0.0)  # for the last that they wrote
     except BaseException:
         _end(jobs, wait)
         raise
@@ -166,6 +166,8 @@ class Job:
         What the last one died of.
     pipe : Connection
         Where the process says how its work ended.
+    relay : Relay or None
+        For what it writes to stderr. None if that is kept in a file, or there is no stderr.
     """
 
     def __init__(
@@ -187,7 +189,7 @@ class Job:
         self._log = log
         self._process: BaseProcess | None = None  # none between two
         self._is_forked = context.get_start_method() == "fork"
-        self._faults = _memory() if self._is_forked else None
+        self.relay = _relay(context) if log is None else None
         self._pause = 0.0  # seconds until the next one is started
 
     def look(self, passed: float) -> None:
@@ -212,20 +214,23 @@ class Job:
         self._age = 0.0  # seconds, of the process
         self._ending: float | None = None  # seconds since it was told to end
         self._idle = 0.0  # seconds since it said how its work ended
-        if self._faults is not None:
-            self._faults.seek(0)
-            self._faults.truncate()
+        if self.relay is not None:
+            self.relay.tail = b""
+        self._logged = 0  # bytes that were in the file before
+        with contextlib.suppress(OSError):
+            self._logged = os.path.getsize(self._log or "")
         try:
             self._count = self._context.RawValue("Q", 0)
             self.pipe, theirs = self._context.Pipe(duplex=False)
         except OSError as exc:
             self._fall(f"cannot be started ({exc})")
             return
+        stderr = None if self.relay is None else self.relay.end
         with theirs, _blocked() as mask, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, those of a BLAS say
             process = self._context.Process(  # type: ignore[attr-defined]
                 target=_main,
-                args=(self._work, self._count, theirs, self._faults, self._log, os.getpid(), mask),
+                args=(self._work, self._count, theirs, stderr, self._log, os.getpid(), mask),
                 daemon=False,
             )
             try:
@@ -276,23 +281,26 @@ class Job:
                 raise exc
             self.done = True
         else:
-            how, where = self._how or _how(process.exitcode), self._fault()
-            self._tell(process.pid or 0, how + where)
-            self._fall(f"{process.pid} {how}", began, where)
+            how = self._how or _how(process.exitcode)
+            self._tell(process.pid or 0, fate(how, self._tail()))
+            self._fall(f"{process.pid} {how}", began)
 
-    def _fault(self) -> str:
-        """Return what Python has said of a fault by which the process died, down to `func`, as more lines."""
-        if self._faults is None:
-            return ""
-        said = os.pread(self._faults.fileno(), FAULT, 0).decode(errors="replace").rstrip()
-        lines = itertools.takewhile(lambda line: OURS not in line, said.splitlines())
-        return "".join(f"\n{line}" for line in lines)
+    def _tail(self) -> bytes:
+        """Return the last of what the process has written to stderr."""
+        if self.relay is not None:
+            self.relay.read()
+            return self.relay.tail
+        with contextlib.suppress(OSError), open(self._log or "", "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(self._logged, end - TAIL))
+            return file.read()
+        return b""
 
-    def _fall(self, why: str, began: bool = False, where: str = "") -> None:
+    def _fall(self, why: str, began: bool = False) -> None:
         self.why = why
         self.early = 0 if began else self.early + 1
         self._pause = min(2.0 ** (self.early - 2), 60.0) if self.early > 1 else 0.0
-        log.warning("worker process %s; another one takes its place%s", why, where)
+        log.warning("worker process %s; another one takes its place", why)
 
     def _time(self, process: BaseProcess, passed: float) -> None:
         """End the process if its piece of work is overdue, or something in it goes on after that."""
@@ -328,8 +336,8 @@ class Job:
             self.pipe.close()
 
     def close(self) -> None:
-        if self._faults is not None:
-            self._faults.close()
+        if self.relay is not None:
+            self.relay.close()
 
 
 def _other_threads() -> list[str]:
@@ -356,10 +364,11 @@ def apart(action: Callable[..., Any], *args: Any) -> None:
             os._exit(0)
 
 
-def _memory() -> Any:
-    """Return a file in memory, None where there are none."""
-    with contextlib.suppress(OSError, AttributeError):
-        return open(os.memfd_create("speval"), "w+b", buffering=0)
+def _relay(context: BaseContext) -> Relay | None:
+    """Return a relay; None if no descriptors are to be had, or stderr is closed and its number another's."""
+    if identity(2) is not None and hasattr(os, "fork"):
+        with contextlib.suppress(OSError):
+            return Relay(*context.Pipe(duplex=False))
     return None
 
 
@@ -415,16 +424,26 @@ def _check(jobs: list[Job]) -> None:
         )
 
 
-def _wait(jobs: list[Job], wait: Callable[[Sequence[Any], float], Any], seconds: float) -> None:
+def _wait(jobs: list[Job], wait: Callable[[list[Relay], list[Any], float], None], seconds: float) -> None:
     """Wait until a process says something; shortly if one has, which ends just now."""
     unheard = [job for job in jobs if not job.is_heard]
     ending = any(job.is_heard and not job.is_over() for job in jobs)
-    wait([job.pipe for job in unheard], 0.01 if ending else seconds)
+    relays = [job.relay for job in jobs if job.relay is not None]
+    wait(relays, [job.pipe for job in unheard], 0.01 if ending else seconds)
     for job in unheard:
         job.hear()
 
 
-def _end(jobs: list[Job], wait: Callable[[Sequence[Any], float], Any]) -> None:
+def _wait_for(relays: list[Relay], pipes: list[Any], seconds: float) -> None:
+    """Wait until something comes through one of the pipes; pass on what comes through the relays."""
+    ready = connection.wait([*pipes, *(relay.pipe for relay in relays)], seconds)
+    for relay in relays:
+        if relay.pipe in ready:
+            relay.read()
+        relay.pass_on()
+
+
+def _end(jobs: list[Job], wait: Callable[[list[Relay], list[Any], float], None]) -> None:
     """End all processes: ask them, and kill those left after some time, or when interrupted again."""
     try:
         for job in jobs:
@@ -435,6 +454,7 @@ def _end(jobs: list[Job], wait: Callable[[Sequence[Any], float], Any]) -> None:
     finally:
         for job in jobs:
             job.kill()
+    _wait(jobs, wait, 0.0)
 
 
 @contextlib.contextmanager
@@ -454,7 +474,7 @@ def _main(
     work: Callable[[Any], None],
     count: Any,
     pipe: Any,
-    faults: Any,
+    stderr: Any,
     log_file: str | None,
     parent: int,
     mask: Any,
@@ -472,11 +492,14 @@ def _main(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if log_file is not None:
         redirect(log_file)
+    if stderr is not None:
+        os.dup2(stderr.fileno(), 2)
+        stderr.close()
+    with contextlib.suppress(OSError):  # it is closed
+        faulthandler.enable(2, all_threads=False)
     if "numpy.random" in sys.modules:  # as Python does with its own: else all would draw the same numbers
         sys.modules["numpy.random"].seed()
     _flush_all()
-    if faults is not None:
-        _note_faults(faults)
     said: bytes = pickle.dumps(None)
     pid, ours = os.getpid(), identity(pipe.fileno())
     try:
@@ -488,15 +511,6 @@ def _main(
     if identity(pipe.fileno()) == ours:  # else `func` has closed it, and the number may be a file of his
         with contextlib.suppress(OSError):
             pipe.send_bytes(said)
-
-
-def _note_faults(file: Any) -> None:
-    """Let Python say where it is if this process dies of a fault: by a number that no other file gets."""
-    import faulthandler
-    import fcntl
-
-    with contextlib.suppress(OSError):  # so many descriptors are not to be had
-        faulthandler.enable(fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, HIGH), all_threads=False)
 
 
 def _flush_all() -> None:

@@ -1,22 +1,76 @@
-"""What an instance writes: shown line by line with its number, and kept in a file."""
+"""What a process writes: shown as it is, or line by line with its number; kept in a file; its last words."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO
+from typing import IO, Any
 
 from .launcher import HEADING
 
-__all__ = ["Output"]
+__all__ = ["TAIL", "Output", "Relay", "fate"]
 
 LINE = 8192  # bytes of a line that are kept until its end comes
-TAIL = 2000  # bytes of what an instance has written that are kept, to say why it died
+TAIL = 16_000  # bytes of what a process has written that are kept: with what Python says of a fault
+WORDS = 2000  # characters of that, to say why it died
+FAULT, AT_FAULT = "Fatal Python error: ", "Current thread "
+OURS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 REWRITTEN = 10.0  # seconds between two times that a line is shown which is rewritten over and over
 TRACEBACK = b"Traceback (most recent call last):"
 CHAINED = (TRACEBACK, b"During handling of the above exception", b"The above exception was the direct cause")
+
+
+def fate(how: str, tail: bytes) -> str:
+    """Return how a process ended, with the last of what it wrote; of a fault, where, down to `func`."""
+    said = tail.decode(errors="replace").strip()
+    before, fault, rest = said.rpartition(FAULT)
+    if fault:
+        kind, _, stack = rest.partition("\n")
+        _, thread, stack = stack.rpartition(AT_FAULT)
+        where = itertools.takewhile(lambda line: OURS not in line, (thread + stack).splitlines())
+        said = before[-WORDS // 4 :] + "\n".join([fault + kind, *where])[: WORDS * 3 // 4]
+    return f"{how}\n{said[-WORDS:]}" if said else how
+
+
+class Relay:
+    """What processes write to stderr, one after another: passed on to our own, as it is.
+
+    Attributes
+    ----------
+    pipe, end : Connection
+        From which it comes, and what each process is to have as its stderr.
+    tail : bytes
+        The last that has come.
+    """
+
+    def __init__(self, pipe: Any, end: Any) -> None:
+        self.pipe = pipe
+        self.end = end
+        self.tail = b""
+        self._rest = b""
+        os.set_blocking(pipe.fileno(), False)
+
+    def read(self) -> None:
+        """Take in what has come: all, since a pipe holds no more."""
+        with contextlib.suppress(BlockingIOError):
+            more = os.read(self.pipe.fileno(), 65536)
+            self.tail = (self.tail + more)[-TAIL:]
+            self._rest += more
+
+    def pass_on(self) -> None:
+        """Write it, which may take as long as whoever reads that likes; interrupt that as you like."""
+        while self._rest:
+            try:
+                self._rest = self._rest[os.write(2, self._rest) :]
+            except OSError:  # nobody reads it
+                self._rest = b""
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.end.close()
 
 
 class Output:

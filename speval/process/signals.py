@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 import types
@@ -56,7 +57,9 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         self.interrupt: BaseException | None = None
         self._came: float | None = None  # the first of late, at
         self._held: list[int] = []  # to be heeded when they are let through
+        self._heeded = 0  # the last that was
         self._now = HOLDING
+        self._hook: Callable[[Any], Any]
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
@@ -66,6 +69,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
                     if callable(handler) or handler is signal.SIG_DFL:
                         self.handlers[signum] = handler
                         signal.signal(signum, self._handle)
+                self._hook, sys.unraisablehook = sys.unraisablehook, self._save
             except BaseException:
                 self._restore()
                 raise
@@ -95,6 +99,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
 
     def _heed(self, signum: int, frame: types.FrameType | None) -> None:
         handler = self.handlers[signum]
+        self._heeded = signum
         try:
             if callable(handler):
                 handler(signum, frame)
@@ -106,6 +111,14 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
             if not isinstance(self.interrupt, Terminated):  # which is to end the process, whatever comes
                 self.interrupt = exc
             raise
+
+    def _save(self, lost: Any) -> None:
+        """Let an interrupt come again in a moment if Python ignores what it raised, as in `__del__`."""
+        if self._now == OPEN and lost.exc_value is not None and lost.exc_value is self.interrupt:
+            self._came = None
+            forks.send_again(self._heeded)
+        else:
+            self._hook(lost)
 
     def _stop(self) -> None:
         """Stop, but in no transaction of any thread, which all others would wait for."""
@@ -150,6 +163,8 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         for signum, handler in reversed(self.handlers.items()):  # SIGINT last: from then on it interrupts
             if signal.getsignal(signum) in (self._handle, signal.SIG_DFL):  # not if `func` set its own
                 signal.signal(signum, handler)
+        if sys.unraisablehook == self._save:
+            sys.unraisablehook = self._hook
 
     def __exit__(self, *exc_info: object) -> None:
         self._now = OVER
