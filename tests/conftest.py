@@ -17,14 +17,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from nursery import Instance, Nursery
 
 from speval import load_evals
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIMIT = 120.0  # seconds, generous: reached only when something is broken
 
-# Hundreds of processes are started. So they find speval compiled, and do not look through site-packages,
-# which takes longer than all else (but for coverage, which is there).
+# Hundreds of processes are started. So they are forked where speval is imported, or find it compiled, and do
+# not look through site-packages, which takes longer than all else (but for coverage, which is there).
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -87,11 +88,12 @@ def is_locked(fname: str, byte: int) -> bool:
 class Sandbox:
     """A directory in which instances run, with the file of calls that they write."""
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, nursery: Nursery) -> None:
         self.path = path
-        self.instances: list[subprocess.Popen[str]] = []
+        self._nursery = nursery
+        self.instances: list[Instance | subprocess.Popen[str]] = []
 
-    def start(self, code: str, *args: str, measured: bool = True) -> subprocess.Popen[str]:
+    def start(self, code: str, *args: str, measured: bool = True) -> Instance | subprocess.Popen[str]:
         """Start an instance of a script; it has what PRELUDE defines.
 
         One that is interrupted at any moment is not measured by coverage, whose own locks would hang.
@@ -99,16 +101,7 @@ class Sandbox:
         script = self.path / f"script_{len(self.instances)}.py"
         script.write_text(PRELUDE + code)
         env = {k: v for k, v in os.environ.items() if measured or not k.startswith("COVERAGE_")}
-        python = [sys.executable] if "numpy" in code else PYTHON if measured else [sys.executable, "-S"]
-        instance = subprocess.Popen(
-            [*python, str(script), *args],
-            cwd=self.path,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        instance = self._nursery.start(script, *args, env=env)
         self.instances.append(instance)
         return instance
 
@@ -117,14 +110,14 @@ class Sandbox:
         return self.end(self.start(code, *args))
 
     @staticmethod
-    def end(instance: subprocess.Popen[str], returncode: int = 0) -> str:
+    def end(instance: Instance | subprocess.Popen[str], returncode: int = 0) -> str:
         """Wait until an instance ends as it should; return what it printed."""
         output, _ = instance.communicate(timeout=LIMIT)
         assert instance.returncode == returncode, output
         return output
 
     @staticmethod
-    def end_by(instance: subprocess.Popen[str], how: signal.Signals) -> str:
+    def end_by(instance: Instance, how: signal.Signals) -> str:
         """End an instance by a signal, and wait until it has heeded it; return what it printed."""
         instance.send_signal(how)
         return Sandbox.end(instance, -how)
@@ -170,9 +163,15 @@ def _unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    with contextlib.closing(Nursery()) as nursery:
+        yield nursery
+
+
 @pytest.fixture
-def sandbox(tmp_path: pathlib.Path) -> Iterator[Sandbox]:
-    sandbox = Sandbox(tmp_path)
+def sandbox(tmp_path: pathlib.Path, nursery: Nursery) -> Iterator[Sandbox]:
+    sandbox = Sandbox(tmp_path, nursery)
     try:
         yield sandbox
     finally:

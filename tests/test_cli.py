@@ -37,19 +37,21 @@ ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def command(sandbox: Sandbox, *words: str, code: int = 0) -> str:
-    """Run a command to the end that it should have; return what it printed, errors after the rest."""
-    done = subprocess.run(
-        [*PYTHON, "-m", "speval", *words],
-        cwd=sandbox.path,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
+    """Run a command here to the end that it should have; return what it printed, errors after the rest."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    before = os.getcwd()
+    os.chdir(sandbox.path)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            ended = main(list(words))
+    except SystemExit as exc:  # of argparse
+        ended = exc.code
+    finally:
+        os.chdir(before)
+    printed = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    assert "Traceback" not in printed[1]
+    assert ended == code, printed[1]
+    return "".join(printed)
 
 
 def on_terminal(sandbox: Sandbox, columns: int, *words: str, **environment: str) -> str:
@@ -544,6 +546,7 @@ speval(func, range(30_000), "evals.db", n_jobs=8, max_failures=None)
 """
         instance = sandbox.start(script)
         until(sandbox.calls)
+        until(lambda: count_evals(sandbox.db)["failed"])
         command(sandbox, "status", "evals.db", code=1)
         command(sandbox, "errors", "evals.db", code=1)
         command(sandbox, "results", "evals.db", "--limit", "5", "--sort", "name")

@@ -65,7 +65,7 @@ class Checkout:
             script.write_text(f'#!/bin/sh\n{start} {module} "$@"\n')
             script.chmod(0o755)
         self.env = {**os.environ, "PATH": f"{path}/bin:{os.environ['PATH']}", "TMPDIR": f"{path}/tmp"}
-        self.env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+        self.env.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_COMPILE="1")  # not what is never imported
         for name in [name for name in self.env if name.startswith(("COVERAGE_", "PYTHONPATH"))]:
             del self.env[name]  # coverage's warnings nobody shows
 
