@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from conftest import LIMIT, ROOT, until
-from jupyter_client.manager import start_new_kernel
 
 from speval import count_evals, load_evals
 
@@ -24,6 +23,8 @@ class Notebook:
     """Cells that run in one kernel."""
 
     def __init__(self, path: pathlib.Path) -> None:
+        from jupyter_client.manager import start_new_kernel  # takes long, and most processes need it not
+
         self.path = path
         self._manager, self._client = start_new_kernel(kernel_name="python3", cwd=str(path))
 
