@@ -45,7 +45,13 @@ setup(
             "ipykernel",
             "tqdm",
         ],
-        "others": ["pandas", "joblib", "distributed", "submitit"],  # tested where they are installed
+        "others": [
+            "pandas",
+            "joblib",
+            "distributed",
+            "submitit",
+            "pytest-timeout",
+        ],  # tested where they are installed
         "lint": ["ruff", "mypy"],
         "benchmarks": ["matplotlib"],
     },

@@ -40,7 +40,7 @@ from .function import code_of, differences, name_of
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice
 from .process.launcher import announce, counted, head, is_launched
-from .process.machine import cpus, process, programs_ended
+from .process.machine import command, cpus, process, programs_ended
 from .process.signals import Signals, Terminated
 from .reading import CHUNK_SIZE, check_status, count, count_evals, left
 from .space import Space
@@ -864,9 +864,8 @@ def _summed_up(db: Database) -> Iterator[None]:
         with contextlib.suppress(SpevalError, OSError):
             counts = count_evals(db)
             done, total = sum(counts.values()) - _left_of(counts), sum(counts.values())
-            log.warning(
-                "interrupted: nothing is lost, %d of %d are done: start it again to go on", done, total
-            )
+            how = command() or "call it again"
+            log.warning("interrupted: nothing is lost, %d of %d are done; to go on: %s", done, total, how)
         raise
 
 

@@ -137,3 +137,21 @@ def test_processes_are_forked_beside_the_threads_of(command: list[str], tmp_path
         stdout=subprocess.PIPE,
     )
     assert printed.stdout == "20\n"
+
+
+def test_processes_are_forked_beside_the_thread_of_pytest_timeout(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("pytest_timeout")
+    (tmp_path / "test_sweep.py").write_text(
+        f"def test_sweep():\n    {SWEEP.replace('print', 'assert 20 == ')}\n"
+    )
+    command = ["-m", "pytest", "-p", "no:cacheprovider", "--timeout=100", "--timeout-method=thread", "-q"]
+    printed = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        check=False,
+        timeout=LIMIT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    assert "1 passed" in printed.stdout

@@ -53,7 +53,18 @@ EARLY = 3  # deaths in a row, before anything began, after which it is no use
 READY = 2  # the count of a process that is past its first piece
 HUNG = 5.0  # seconds that what is forked may take until then; doubled with each in a row that takes longer
 SETTLED = 5.0  # seconds after which a process is not one of those
-HANGS = "hangs since it was forked"
+# What to say when there is no use in going on.
+NO_START = "a worker process {}"
+NO_BEGINNING = (
+    "worker processes end before they begin, the last: {}. If they are not forked, the script has to say"
+    " `if __name__ == '__main__':` before it does anything, and func has to be defined at the top of a"
+    " script or module"
+)
+HANGS = (
+    "worker process {}, and so did those before it: one of them keeps something locked that every process"
+    " needs. Start that thread later; or call multiprocessing.set_start_method('spawn') first, if func can be"
+    " imported"
+)
 PR_SET_PDEATHSIG = 1
 
 _level = 0  # of this process: how many above it have started it so
@@ -162,8 +173,8 @@ class Job:
         The work has returned.
     early : int
         How many in a row died before they had begun anything.
-    why : str
-        What the last one died of.
+    problem : str
+        What it would mean if all ended as the last did, and what to do then.
     pipe : Connection
         Where the process says how its work ended.
     relay : Relay or None
@@ -180,7 +191,7 @@ class Job:
     ) -> None:
         self.done = False
         self.early = 0
-        self.why = ""
+        self.problem = ""
         self.pipe: Any = None
         self._context = context
         self._work = work
@@ -209,6 +220,7 @@ class Job:
     def _start(self) -> None:
         self._beside = _other_threads()
         self._how = ""  # it ended, if we know better than by its exit code
+        self._meaning = NO_BEGINNING
         self._said: bytes | None = None  # by the process, of its end; nothing if it closed the pipe
         self._stint = Stint()
         self._age = 0.0  # seconds, of the process
@@ -283,7 +295,7 @@ class Job:
         else:
             how = self._how or _how(process.exitcode)
             self._tell(process.pid or 0, fate(how, self._tail()))
-            self._fall(f"{process.pid} {how}", began)
+            self._fall(f"{process.pid} {how}", self._meaning, began)
 
     def _tail(self) -> bytes:
         """Return the last of what the process has written to stderr."""
@@ -296,8 +308,8 @@ class Job:
             return file.read()
         return b""
 
-    def _fall(self, why: str, began: bool = False) -> None:
-        self.why = why
+    def _fall(self, why: str, meaning: str = NO_START, began: bool = False) -> None:
+        self.problem = meaning.format(why)
         self.early = 0 if began else self.early + 1
         self._pause = min(2.0 ** (self.early - 2), 60.0) if self.early > 1 else 0.0
         log.warning("worker process %s; another one takes its place", why)
@@ -310,7 +322,8 @@ class Job:
                 _kill(process)
         elif self._count.value < READY:
             if self._beside and self._is_forked and self._age >= HUNG * 2**self.early:
-                self._how = f"{HANGS} beside other threads ({', '.join(self._beside[:5])})"
+                beside = f"beside other threads ({', '.join(self._beside[:5])})"
+                self._how, self._meaning = f"hangs since it was forked {beside}", HANGS
                 _kill(process)
         elif self._said:
             self._idle += passed
@@ -408,20 +421,8 @@ def _check(jobs: list[Job]) -> None:
         return
     if any(job.done for job in jobs):  # it could only do what the others have done
         early.done = True
-    elif early.why.startswith("cannot"):
-        raise SpevalError(f"a worker process {early.why}")
-    elif HANGS in early.why:
-        raise SpevalError(
-            f"worker process {early.why}, and so did those before it: one of them keeps something locked that"
-            " every process needs. Start that thread later; or call multiprocessing.set_start_method('spawn')"
-            " first, if func can be imported"
-        )
     else:
-        raise SpevalError(
-            f"worker processes end before they begin, the last: {early.why}. If they are not forked, the"
-            " script has to say `if __name__ == '__main__':` before it does anything, and func has to be"
-            " defined at the top of a script or module"
-        )
+        raise SpevalError(early.problem)
 
 
 def _wait(jobs: list[Job], wait: Callable[[list[Relay], list[Any], float], None], seconds: float) -> None:

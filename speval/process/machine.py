@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 
 try:
@@ -12,7 +14,17 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["Mount", "cpus", "host", "identity", "is_stopped", "mount_of", "process", "programs_ended"]
+__all__ = [
+    "Mount",
+    "command",
+    "cpus",
+    "host",
+    "identity",
+    "is_stopped",
+    "mount_of",
+    "process",
+    "programs_ended",
+]
 
 NETWORKS = ("nfs", "cifs", "smb", "9p", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.")
 LOCAL_LOCKS = ("nolock", "local_lock=all", "local_lock=posix", "localflock")
@@ -26,6 +38,13 @@ def host() -> str:
 def process() -> str:
     """Return the name of this process, for people who look for it."""
     return f"process {os.getpid()} on {host()}"
+
+
+def command() -> str | None:
+    """Return the line that has started this program; None if it is no script, but a notebook, say."""
+    if getattr(sys.modules.get("__main__"), "__file__", None) is None:
+        return None
+    return shlex.join(getattr(sys, "orig_argv", [sys.executable, *sys.argv]))  # Python 3.9 has none
 
 
 def programs_ended() -> int:
