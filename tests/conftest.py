@@ -62,12 +62,12 @@ def wait_for(name):
 
 def until(condition: Callable[[], Any]) -> Any:
     """Wait until `condition` returns something true, and return that."""
-    end = time.monotonic() + LIMIT
-    while time.monotonic() < end:
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < LIMIT:
         value = condition()
         if value:
             return value
-        time.sleep(0.005)
+        time.sleep(min(max(waited / 10, 0.002), 0.05))
     raise AssertionError("waited in vain")
 
 

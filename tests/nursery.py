@@ -41,11 +41,12 @@ class Instance:
         return self.returncode
 
     def wait(self, timeout: float = LIMIT) -> int:
-        end = time.monotonic() + timeout
+        began = time.monotonic()
         while self.poll() is None:
-            if time.monotonic() > end:
+            waited = time.monotonic() - began
+            if waited > timeout:
                 raise subprocess.TimeoutExpired(self.args, timeout)
-            time.sleep(0.002)
+            time.sleep(min(max(waited / 10, 0.001), 0.05))
         assert self.returncode is not None
         return self.returncode
 
@@ -145,7 +146,10 @@ def become_main(script: str, args: list[str], env: dict[str, str]) -> types.Code
 
 
 if __name__ == "__main__":
-    import speval  # noqa: F401 - that is the point
+    import ctypes  # noqa: F401 - that is the point
+
+    import speval.cli
+    import speval.process.jobs  # noqa: F401
 
     gc.freeze()
     asked = serve(socket.socket(fileno=os.dup(0)))
