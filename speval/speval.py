@@ -31,7 +31,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import workers
 from .database import Connection, Database, Name, database, existing
@@ -46,6 +46,9 @@ from .reading import CHUNK_SIZE, check_status, count, count_evals, left
 from .space import Space
 from .values import MAX_ERROR, error_of, from_json, refusal_of, to_json
 from .workers import DIED, NOBODY, STALLED, UNKNOWN, Lookout, Loss, how_far
+
+if TYPE_CHECKING:
+    from .view.progress import Progress
 
 __all__ = ["current_eval", "reset_evals", "speval"]
 
@@ -765,13 +768,13 @@ def speval(
         _work, db if n_jobs == 1 else db.path, func, code, timeout, max_attempts, max_failures, wait
     )
     told = n_jobs != 1 and not is_launched()
-    with _summed_up(db) if told else contextlib.nullcontext(), _shown(db, progress and rest) as show:
+    with _summed_up(db) if told else contextlib.nullcontext(), _shown(db, progress and rest) as line:
         # Again, if somebody else extended the space at the very end; unless the database contradicts itself.
         while counts is None or (wait and _left_of(counts) and _left_of(counts := count_evals(db))):
             if n_jobs == 1:
-                counts = _in_this_process(work, timeout, show) or count_evals(db)
+                counts = _in_this_process(work, timeout, line) or count_evals(db)
             else:
-                _in_processes(db, work, n_jobs, timeout, show)
+                _in_processes(db, work, n_jobs, timeout, line)
                 counts = count_evals(db)
     if counts["failed"]:
         name = os.fsdecode(evals_fname) if isinstance(evals_fname, (str, bytes, os.PathLike)) else db.path
@@ -828,7 +831,7 @@ def _work(
 
 
 def _in_processes(
-    db: Database, work: Callable[..., Any], n_jobs: int, timeout: float | None, show: Callable[[], Any]
+    db: Database, work: Callable[..., Any], n_jobs: int, timeout: float | None, line: Progress | None
 ) -> None:
     from .process import jobs
 
@@ -836,21 +839,21 @@ def _in_processes(
         jobs.apart(workers.tell, db, pid, how)
 
     with Signals() as signals:
-        jobs.run(work, cpus() if n_jobs == -1 else n_jobs, timeout, signals.let_through, show, tell)
+        jobs.run(work, cpus() if n_jobs == -1 else n_jobs, timeout, signals.let_through, line, tell)
 
 
 @contextlib.contextmanager
-def _shown(db: Database, progress: bool) -> Iterator[Callable[[], float | None]]:
-    """Show in the block how far the sweep is, of all instances; yield what is to be called now and then."""
+def _shown(db: Database, progress: bool) -> Iterator[Progress | None]:
+    """Yield a line that shows how far the sweep is, of all instances; None if nothing is to be shown."""
     if not progress:
-        yield lambda: None
+        yield None
         return
     from .view.progress import Progress
 
     line = Progress(lambda name: how_far(db), lambda: [db.path])
     try:
         line.show()  # before anything is done: the rate is that of what comes after
-        yield line.show
+        yield line
     finally:
         line.close()
 
@@ -870,17 +873,14 @@ def _summed_up(db: Database) -> Iterator[None]:
 
 
 def _in_this_process(
-    work: Callable[..., dict[str, int] | None], timeout: float | None, show: Callable[[], float | None]
+    work: Callable[..., dict[str, int] | None], timeout: float | None, line: Progress | None
 ) -> dict[str, int] | None:
-    ticker = Ticker(show)
-    pause = show()
-    if pause is not None:
-        ticker.start(pause)
-    try:
-        with counted(timeout) as count:
-            return work(count)
-    finally:
-        ticker.stop()
+    with contextlib.ExitStack() as shown, counted(timeout) as count:
+        if line is not None:
+            ticker = Ticker(line.show)
+            shown.callback(ticker.stop)
+            ticker.start(line.show())
+        return work(count)
 
 
 def _check(

@@ -31,8 +31,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 MEASURED = any(name.startswith("COVERAGE_") for name in os.environ)
 PYTHON = [sys.executable] if MEASURED else [sys.executable, "-S"]
-# What these start shows nothing of the core that others do not; to measure it takes longer than to run it.
-UNMEASURED = ("test_cli", "test_examples", "test_launchers", "test_notebook", "test_readme")
+# These show nothing of the core that others do not, and to measure them takes longer than to run them.
+UNMEASURED = ("cli", "damage", "examples", "launchers", "notebook", "readme", "state_machine", "stress")
 os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # or it warns, in versions for Python 3.9
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what is to run in the background
@@ -157,10 +157,19 @@ class Sandbox:
 
 
 @pytest.fixture(autouse=True)
-def _unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.path.stem in UNMEASURED:
-        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
-            monkeypatch.delenv(name)
+def _unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if not MEASURED or request.path.stem.partition("_")[2] not in UNMEASURED:
+        yield
+        return
+    import coverage
+
+    for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+        monkeypatch.delenv(name)
+    measure = coverage.Coverage.current()
+    assert measure is not None
+    measure.stop()
+    yield
+    measure.start()
 
 
 @pytest.fixture(scope="session")

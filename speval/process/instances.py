@@ -12,15 +12,15 @@ import sys
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, NamedTuple, Protocol
+from typing import IO, NamedTuple
 
 from .jobs import MOMENT, STEP, Stint, descendants, die_with_parent
 from .launcher import Board, environment
 from .machine import cpus, is_stopped
-from .output import Output, fate
+from .output import Output, Shown, fate
 from .signals import INTERRUPTS
 
-__all__ = ["Ended", "Instance", "Shown", "run"]
+__all__ = ["Ended", "Instance", "run"]
 
 # What NumPy and its like read to know how many threads they may have.
 THREADS = tuple(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "BLIS"))
@@ -31,14 +31,6 @@ GRACE = 10.0  # seconds from SIGTERM to SIGKILL, if something is wrong here
 LEFT = 1000  # pieces of output that are written after the end, at most: what an instance started may go on
 STOPS = 0.5  # seconds that they have to stop when they like, after Ctrl-Z
 KILLS = 3  # the how manyth Ctrl-C does not ask any more
-
-
-class Shown(Protocol):
-    """A line that says how far it is, below what the instances write."""
-
-    def show(self) -> object: ...
-    def clear(self) -> object: ...
-    def close(self) -> object: ...
 
 
 class Ended(NamedTuple):

@@ -38,7 +38,7 @@ from typing import Any
 from ..errors import SpevalError
 from .launcher import log_of, redirect
 from .machine import identity
-from .output import TAIL, Relay, fate
+from .output import TAIL, Relay, Shown, fate
 from .signals import INTERRUPTS
 
 __all__ = ["MOMENT", "STEP", "Stint", "apart", "descendants", "die_with_parent", "run"]
@@ -75,7 +75,7 @@ def run(
     n: int,
     limit: float | None = None,
     let_through: Callable[..., Any] = lambda func, *args: func(*args),
-    tick: Callable[[], Any] = lambda: None,
+    line: Shown | None = None,
     tell: Callable[[int, str], None] = lambda pid, how: None,
 ) -> None:
     """Call ``work(count)`` in `n` processes, until it has returned in each.
@@ -94,8 +94,8 @@ def run(
         Seconds, > 0, that a piece may take, by the clock of this process, before its process is ended.
     let_through : callable
         Called with a function and its arguments, calls it; there signals may interrupt, not elsewhere.
-    tick : callable
-        Called some times a second.
+    line : Shown, optional
+        Shown some times a second, and taken away before something is written that comes from a process.
     tell : callable
         Called with the number of a process that has died, and how it did.
 
@@ -104,7 +104,7 @@ def run(
     SpevalError
         If the processes cannot be started, or do not get as far as to begin.
     """
-    wait = functools.partial(let_through, _wait_for)
+    wait = functools.partial(let_through, _wait_for, line)
     context = _context(work)
     logs = [log_of(number) if _level == 0 else None for number in range(1, n + 1)]
     jobs = [Job(context, work, limit, tell, log) for log in logs]
@@ -116,7 +116,8 @@ def run(
                 job.look(min(now - before, STEP))
             before = now
             _check(jobs)
-            tick()
+            if line is not None:
+                line.show()
             _wait(jobs, wait, TICK if limit is None else min(TICK, limit / 4))
         _wait(jobs, wait, 0.0)  # for the last that they wrote
     except BaseException:
@@ -435,13 +436,13 @@ def _wait(jobs: list[Job], wait: Callable[[list[Relay], list[Any], float], None]
         job.hear()
 
 
-def _wait_for(relays: list[Relay], pipes: list[Any], seconds: float) -> None:
+def _wait_for(line: Shown | None, relays: list[Relay], pipes: list[Any], seconds: float) -> None:
     """Wait until something comes through one of the pipes; pass on what comes through the relays."""
     ready = connection.wait([*pipes, *(relay.pipe for relay in relays)], seconds)
     for relay in relays:
         if relay.pipe in ready:
             relay.read()
-        relay.pass_on()
+        relay.pass_on(line)
 
 
 def _end(jobs: list[Job], wait: Callable[[list[Relay], list[Any], float], None]) -> None:

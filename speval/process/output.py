@@ -7,11 +7,11 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from .launcher import HEADING
 
-__all__ = ["TAIL", "Output", "Relay", "fate"]
+__all__ = ["TAIL", "Output", "Relay", "Shown", "fate"]
 
 LINE = 8192  # bytes of a line that are kept until its end comes
 TAIL = 16_000  # bytes of what a process has written that are kept: with what Python says of a fault
@@ -21,6 +21,14 @@ OURS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 REWRITTEN = 10.0  # seconds between two times that a line is shown which is rewritten over and over
 TRACEBACK = b"Traceback (most recent call last):"
 CHAINED = (TRACEBACK, b"During handling of the above exception", b"The above exception was the direct cause")
+
+
+class Shown(Protocol):
+    """A line that says how far it is, below what processes write."""
+
+    def show(self) -> object: ...
+    def clear(self) -> object: ...
+    def close(self) -> object: ...
 
 
 def fate(how: str, tail: bytes) -> str:
@@ -60,8 +68,10 @@ class Relay:
             self.tail = (self.tail + more)[-TAIL:]
             self._rest += more
 
-    def pass_on(self) -> None:
+    def pass_on(self, line: Shown | None) -> None:
         """Write it, which may take as long as whoever reads that likes; interrupt that as you like."""
+        if self._rest and line is not None:
+            line.clear()
         while self._rest:
             try:
                 self._rest = self._rest[os.write(2, self._rest) :]

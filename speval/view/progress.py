@@ -313,10 +313,9 @@ class Progress:
             self._stream.flush()
 
     def _make_room(self, record: Any) -> bool:
-        """Clear the line for what is logged; a forked process does not know how long it is by now."""
-        if os.getpid() != self._pid and self._is_terminal:
-            self._width = self._columns() - 1
-        self.clear()
+        """Clear the line for what is logged; in a forked process that is not ours to do."""
+        if os.getpid() == self._pid:
+            self.clear()
         return True
 
     def clear(self) -> None:
