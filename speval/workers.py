@@ -164,12 +164,11 @@ class Lookout:
 
     def _is_told(self, worker: int, fate: object, untold: dict[int, float]) -> bool:
         """Tell whether it is known how a worker died, or nobody will say so."""
+        if fate != "":
+            return True
         now = self._clock()
-        since = untold.get(worker, now)
-        if fate == "" and now - since < self.patience:
-            self._untold[worker] = since
-            return False
-        return True
+        since = self._untold[worker] = untold.get(worker, now)  # until it is marked as ended
+        return now - since >= self.patience
 
     def _is_stalled(self, conn: Connection, worker: int, seen: dict[int, tuple[object, float]]) -> bool:
         now = self._clock()

@@ -10,6 +10,7 @@ import pty
 import re
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -38,6 +39,12 @@ def is_full(pipe: str) -> bool:
         return not select.select([], [fd], [], 0)[1]
     finally:
         os.close(fd)
+
+
+def live(sandbox: Sandbox) -> list[object]:
+    """Return when each worker that has joined has ended."""
+    with contextlib.closing(sqlite3.connect(f"file:{sandbox.db}?mode=ro", uri=True)) as conn:
+        return [ended for (ended,) in conn.execute("SELECT ended FROM workers")]
 
 
 def pids(sandbox: Sandbox, number: int) -> list[int]:
@@ -369,6 +376,27 @@ speval(func, [0], "evals.db", n_jobs=1 + 1)
         sandbox.touch("go")
         assert "died of SIGTERM" in sandbox.end(instance)
         assert sandbox.column("losses") == [0]
+
+    @pytest.mark.parametrize("n_jobs", [1, 2])
+    def test_what_they_held_who_were_killed_with_their_supervisor_is_reclaimed(
+        self, sandbox: Sandbox, n_jobs: int
+    ) -> None:
+        script = """
+def func(x):
+    note(x, os.getpid())
+    wait_for("go")
+    return x
+
+speval(func, [0, 1], "evals.db", n_jobs=int(sys.argv[1]))
+"""
+        instance = sandbox.start(script, "2")
+        pids(sandbox, 2)
+        other = sandbox.start(script, str(n_jobs))  # waits, since nothing is pending
+        until(lambda: len([1 for worker in live(sandbox) if worker is None]) == 2 + n_jobs)
+        sandbox.end_by(instance, signal.SIGKILL)
+        sandbox.touch("go")
+        sandbox.end(other)
+        assert (sandbox.column("result"), sandbox.column("losses")) == ([0, 1], [1, 1])
 
     def test_processes_that_die_at_once_are_not_started_for_ever(self, sandbox: Sandbox) -> None:
         script = """
