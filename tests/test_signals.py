@@ -41,28 +41,74 @@ def test_system_exit_in_func_releases_and_ends_the_instance(sandbox: Sandbox) ->
     assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_where_python_ignores_exceptions_is_not_lost(
-    sandbox: Sandbox, signum: signal.Signals
-) -> None:
-    script = """
+SLOW = """
 class Slow:
     def __del__(self):
         note("deleting")
         wait_for("go")
 
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_where_python_ignores_exceptions_is_not_lost(
+    sandbox: Sandbox, signum: signal.Signals
+) -> None:
+    script = """
 def func(x):
     slow = Slow()
     del slow
-    note("deleted")
     time.sleep(1000)
 
 speval(func, [0], "evals.db")
 """
-    instance = sandbox.start(script)
+    instance = sandbox.start(SLOW + script)
     until(lambda: sandbox.calls() == ["deleting"])
     sandbox.end_by(instance, signum)
     assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_nor_does_it_come_twice_if_the_function_returns_then(
+    sandbox: Sandbox, signum: signal.Signals
+) -> None:
+    script = """
+def func(x):
+    slow = Slow()
+
+signal.signal(signal.SIGTERM, lambda *args: sys.exit(7))
+try:
+    speval(func, range(3), "evals.db")
+except (KeyboardInterrupt, SystemExit):
+    time.sleep(0.1)
+    note("once")
+"""
+    instance = sandbox.start(SLOW + script)
+    until(sandbox.calls)
+    instance.send_signal(signum)
+    sandbox.end(instance)
+    assert sandbox.calls() == ["deleting", "once"]
+    assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)] * 3
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_nor_is_it_lost_in_a_search_inside_a_search(sandbox: Sandbox, signum: signal.Signals) -> None:
+    script = """
+def inner(x):
+    slow = Slow()
+    del slow
+    for _ in range(1000):
+        time.sleep(0.1)
+        count_evals("inner.db")
+
+speval(lambda x: speval(inner, [0], "inner.db"), [0], "evals.db")
+"""
+    instance = sandbox.start(SLOW + script)
+    until(sandbox.calls)
+    sandbox.end_by(instance, signum)
+    for name in "evals.db", "inner.db":
+        rows = load_evals(sandbox.path / name)
+        assert [(row["status"], row["losses"]) for row in rows] == [("pending", 0)]
 
 
 # What `func` makes of an interrupt is no result of its evaluation, and no failure.

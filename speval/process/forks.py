@@ -182,8 +182,11 @@ def is_in_hook(frame: types.FrameType | None) -> bool:
     return frame is not None
 
 
-def send_again(signum: int) -> None:
-    """Send a signal to this process in a moment, when the main thread is out of the fork in which it came."""
+def send_again(signum: int, wanted: Callable[[], bool] = lambda: True) -> threading.Thread:
+    """Send a signal to this process in a moment, when the main thread is out of the fork in which it came.
+
+    If it is `wanted` then; return the thread that sends it.
+    """
 
     def send() -> None:
         background.take_no_signals()
@@ -191,9 +194,12 @@ def send_again(signum: int) -> None:
             time.sleep(0.01)
             if not is_in_hook(sys._current_frames().get(threading.main_thread().ident or 0)):
                 break
-        os.kill(os.getpid(), signum)
+        if wanted():
+            os.kill(os.getpid(), signum)
 
-    threading.Thread(target=send, name="speval", daemon=True).start()
+    thread = threading.Thread(target=send, name="speval", daemon=True)
+    thread.start()
+    return thread
 
 
 @functools.cache

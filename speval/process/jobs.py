@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import functools
 import logging
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import sys
 import threading
@@ -65,6 +65,7 @@ HANGS = (
     " needs. Start that thread later; or call multiprocessing.set_start_method('spawn') first, if func can be"
     " imported"
 )
+HIGH = 500  # a descriptor that nobody gets who does not ask for it
 PR_SET_PDEATHSIG = 1
 
 _level = 0  # of this process: how many above it have started it so
@@ -104,7 +105,6 @@ def run(
     SpevalError
         If the processes cannot be started, or do not get as far as to begin.
     """
-    wait = functools.partial(let_through, _wait_for, line)
     context = _context(work)
     logs = [log_of(number) if _level == 0 else None for number in range(1, n + 1)]
     jobs = [Job(context, work, limit, tell, log) for log in logs]
@@ -118,10 +118,10 @@ def run(
             _check(jobs)
             if line is not None:
                 line.show()
-            _wait(jobs, wait, TICK if limit is None else min(TICK, limit / 4))
-        _wait(jobs, wait, 0.0)  # for the last that they wrote
+            _wait(jobs, let_through, TICK if limit is None else min(TICK, limit / 4), line)
+        _pass_on(jobs, let_through, line)
     except BaseException:
-        _end(jobs, wait)
+        _end(jobs, let_through, line)
         raise
     finally:
         for job in jobs:
@@ -178,8 +178,8 @@ class Job:
         What it would mean if all ended as the last did, and what to do then.
     pipe : Connection
         Where the process says how its work ended.
-    relay : Relay or None
-        For what it writes to stderr. None if that is kept in a file, or there is no stderr.
+    relay : Relay
+        For what it writes to stderr, unless that is kept in a file.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Job:
         self._log = log
         self._process: BaseProcess | None = None  # none between two
         self._is_forked = context.get_start_method() == "fork"
-        self.relay = _relay(context) if log is None else None
+        self.relay = Relay()
         self._pause = 0.0  # seconds until the next one is started
 
     def look(self, passed: float) -> None:
@@ -227,8 +227,6 @@ class Job:
         self._age = 0.0  # seconds, of the process
         self._ending: float | None = None  # seconds since it was told to end
         self._idle = 0.0  # seconds since it said how its work ended
-        if self.relay is not None:
-            self.relay.tail = b""
         self._logged = 0  # bytes that were in the file before
         with contextlib.suppress(OSError):
             self._logged = os.path.getsize(self._log or "")
@@ -238,8 +236,8 @@ class Job:
         except OSError as exc:
             self._fall(f"cannot be started ({exc})")
             return
-        stderr = None if self.relay is None else self.relay.end
-        with theirs, _blocked() as mask, warnings.catch_warnings():
+        stderr = self._stderr()
+        with theirs, stderr or contextlib.nullcontext(), _blocked() as mask, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, those of a BLAS say
             process = self._context.Process(  # type: ignore[attr-defined]
                 target=_main,
@@ -253,6 +251,19 @@ class Job:
                 self._fall(f"cannot be started ({exc})")
             else:
                 self._process = process
+
+    def _stderr(self) -> Any:
+        """Return what the process is to have as its stderr; None if that stays as it is."""
+        if (
+            self._log is not None or sys.__stderr__ is None or not hasattr(os, "fork")
+        ):  # 2 is another file then
+            return None
+        try:
+            pipe, theirs = self._context.Pipe(duplex=False)
+        except OSError:
+            return None
+        self.relay.begin(pipe)
+        return theirs
 
     @property
     def is_at_work(self) -> bool:
@@ -300,10 +311,10 @@ class Job:
 
     def _tail(self) -> bytes:
         """Return the last of what the process has written to stderr."""
-        if self.relay is not None:
+        if self._log is None:
             self.relay.read()
             return self.relay.tail
-        with contextlib.suppress(OSError), open(self._log or "", "rb") as file:
+        with contextlib.suppress(OSError), open(self._log, "rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(self._logged, end - TAIL))
             return file.read()
@@ -350,8 +361,7 @@ class Job:
             self.pipe.close()
 
     def close(self) -> None:
-        if self.relay is not None:
-            self.relay.close()
+        self.relay.close()
 
 
 def _other_threads() -> list[str]:
@@ -376,14 +386,6 @@ def apart(action: Callable[..., Any], *args: Any) -> None:
                 action(*args)
         finally:
             os._exit(0)
-
-
-def _relay(context: BaseContext) -> Relay | None:
-    """Return a relay; None if no descriptors are to be had, or stderr is closed and its number another's."""
-    if identity(2) is not None and hasattr(os, "fork"):
-        with contextlib.suppress(OSError):
-            return Relay(*context.Pipe(duplex=False))
-    return None
 
 
 def _kill(process: BaseProcess) -> None:
@@ -426,37 +428,50 @@ def _check(jobs: list[Job]) -> None:
         raise SpevalError(early.problem)
 
 
-def _wait(jobs: list[Job], wait: Callable[[list[Relay], list[Any], float], None], seconds: float) -> None:
-    """Wait until a process says something; shortly if one has, which ends just now."""
+def _wait(
+    jobs: list[Job], let_through: Callable[..., Any], seconds: float, line: Shown | None = None
+) -> None:
+    """Wait until a process says something, or writes; shortly if one has said it, which ends just now."""
     unheard = [job for job in jobs if not job.is_heard]
-    ending = any(job.is_heard and not job.is_over() for job in jobs)
-    relays = [job.relay for job in jobs if job.relay is not None]
-    wait(relays, [job.pipe for job in unheard], 0.01 if ending else seconds)
+    relays = [job.relay for job in jobs]
+    pipes = [relay.pipe for relay in relays if relay.pipe is not None and not relay.rest]
+    if any(relay.rest for relay in relays) or any(job.is_heard and not job.is_over() for job in jobs):
+        seconds = min(seconds, 0.01)
+    ready = let_through(connection.wait, [*(job.pipe for job in unheard), *pipes], seconds)
     for job in unheard:
         job.hear()
-
-
-def _wait_for(line: Shown | None, relays: list[Relay], pipes: list[Any], seconds: float) -> None:
-    """Wait until something comes through one of the pipes; pass on what comes through the relays."""
-    ready = connection.wait([*pipes, *(relay.pipe for relay in relays)], seconds)
     for relay in relays:
         if relay.pipe in ready:
             relay.read()
         relay.pass_on(line)
 
 
-def _end(jobs: list[Job], wait: Callable[[list[Relay], list[Any], float], None]) -> None:
+def _pass_on(
+    jobs: list[Job], let_through: Callable[..., Any], line: Shown | None, seconds: float = float("inf")
+) -> None:
+    """Write the last that processes have written, for as long as somebody reads it now and then."""
+    relays = [job.relay for job in jobs]
+    for relay in relays:
+        relay.read()
+    end = time.monotonic() + seconds
+    while any(relay.rest for relay in relays) and time.monotonic() < end:
+        let_through(select.select, [], [2], [], TICK)
+        for relay in relays:
+            relay.pass_on(line)
+
+
+def _end(jobs: list[Job], let_through: Callable[..., Any], line: Shown | None) -> None:
     """End all processes: ask them, and kill those left after some time, or when interrupted again."""
     try:
         for job in jobs:
             job.terminate()
         end = time.monotonic() + GRACE / 2**_level
         while not all(job.is_over() for job in jobs) and time.monotonic() < end:
-            _wait(jobs, wait, TICK)
+            _wait(jobs, let_through, TICK, line)
     finally:
         for job in jobs:
             job.kill()
-    _wait(jobs, wait, 0.0)
+    _pass_on(jobs, let_through, line, STEP)
 
 
 @contextlib.contextmanager
@@ -497,8 +512,7 @@ def _main(
     if stderr is not None:
         os.dup2(stderr.fileno(), 2)
         stderr.close()
-    with contextlib.suppress(OSError):  # it is closed
-        faulthandler.enable(2, all_threads=False)
+    _note_faults()
     if "numpy.random" in sys.modules:  # as Python does with its own: else all would draw the same numbers
         sys.modules["numpy.random"].seed()
     _flush_all()
@@ -513,6 +527,17 @@ def _main(
     if identity(pipe.fileno()) == ours:  # else `func` has closed it, and the number may be a file of his
         with contextlib.suppress(OSError):
             pipe.send_bytes(said)
+
+
+def _note_faults() -> None:
+    """Let Python say on stderr where this process dies of a fault, also if `func` has closed number 2."""
+    fd = 2
+    with contextlib.suppress(ImportError, OSError, ValueError):  # fewer descriptors are to be had
+        import fcntl
+
+        fd = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, HIGH)
+    with contextlib.suppress(OSError):  # it is closed
+        faulthandler.enable(fd, all_threads=False)
 
 
 def _flush_all() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import select
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Protocol
@@ -17,6 +18,7 @@ LINE = 8192  # bytes of a line that are kept until its end comes
 TAIL = 16_000  # bytes of what a process has written that are kept: with what Python says of a fault
 WORDS = 2000  # characters of that, to say why it died
 FAULT, AT_FAULT = "Fatal Python error: ", "Current thread "
+FAULTS = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
 OURS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 REWRITTEN = 10.0  # seconds between two times that a line is shown which is rewritten over and over
 TRACEBACK = b"Traceback (most recent call last):"
@@ -35,7 +37,7 @@ def fate(how: str, tail: bytes) -> str:
     """Return how a process ended, with the last of what it wrote; of a fault, where, down to `func`."""
     said = tail.decode(errors="replace").strip()
     before, fault, rest = said.rpartition(FAULT)
-    if fault:
+    if fault and how.endswith(FAULTS):
         kind, _, stack = rest.partition("\n")
         _, thread, stack = stack.rpartition(AT_FAULT)
         where = itertools.takewhile(lambda line: OURS not in line, (thread + stack).splitlines())
@@ -48,39 +50,53 @@ class Relay:
 
     Attributes
     ----------
-    pipe, end : Connection
-        From which it comes, and what each process is to have as its stderr.
+    pipe : Connection or None
+        From which it comes. None when nothing more does.
+    rest : bytes
+        What has come and has to be passed on.
     tail : bytes
-        The last that has come.
+        The last that has come from this process.
     """
 
-    def __init__(self, pipe: Any, end: Any) -> None:
-        self.pipe = pipe
-        self.end = end
+    def __init__(self) -> None:
+        self.pipe: Any = None
+        self.rest = b""
         self.tail = b""
-        self._rest = b""
+
+    def begin(self, pipe: Any) -> None:
+        """Take in, from now on, what comes from another process."""
+        self.close()
+        self.pipe = pipe
+        self.tail = b""
         os.set_blocking(pipe.fileno(), False)
 
     def read(self) -> None:
-        """Take in what has come: all, since a pipe holds no more."""
+        """Take in what has come."""
+        if self.pipe is None:
+            return
         with contextlib.suppress(BlockingIOError):
             more = os.read(self.pipe.fileno(), 65536)
             self.tail = (self.tail + more)[-TAIL:]
-            self._rest += more
+            self.rest += more
+            if not more:
+                self.close()
 
     def pass_on(self, line: Shown | None) -> None:
-        """Write it, which may take as long as whoever reads that likes; interrupt that as you like."""
-        if self._rest and line is not None:
+        """Write what can be written without waiting for who reads it."""
+        if self.rest and line is not None:
             line.clear()
-        while self._rest:
+        while self.rest and select.select([], [2], [], 0)[1]:
             try:
-                self._rest = self._rest[os.write(2, self._rest) :]
+                self.rest = self.rest[os.write(2, self.rest[: select.PIPE_BUF]) :]
+            except BlockingIOError:
+                return
             except OSError:  # nobody reads it
-                self._rest = b""
+                self.rest = b""
 
     def close(self) -> None:
-        self.pipe.close()
-        self.end.close()
+        if self.pipe is not None:
+            self.pipe.close()
+            self.pipe = None
 
 
 class Output:

@@ -52,12 +52,15 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         The handlers that are put back at the end. Only of the main thread, elsewhere none is touched.
     """
 
+    _again = 0  # what this process has sent itself, because Python had ignored what it raised
+
     def __init__(self) -> None:
         self.handlers: dict[int, Any] = {}
         self.interrupt: BaseException | None = None
         self._came: float | None = None  # the first of late, at
         self._held: list[int] = []  # to be heeded when they are let through
         self._heeded = 0  # the last that was
+        self._sender: threading.Thread | None = None  # of that again
         self._now = HOLDING
         self._hook: Callable[[Any], Any]
 
@@ -77,6 +80,12 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
         handler = self.handlers[signum]
+        if signum == Signals._again and self._now == OPEN:
+            self._came = None
+            Signals._again = signum if _is_ours(handler) else 0
+        elif signum == Signals._again and self.interrupt is not None:  # which is on its way: `func` is over
+            Signals._again = 0
+            return
         if self._now == OVER:  # somebody kept this handler, and put it back too late
             signal.signal(signum, handler)
             signal.raise_signal(signum)
@@ -114,11 +123,23 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
 
     def _save(self, lost: Any) -> None:
         """Let an interrupt come again in a moment if Python ignores what it raised, as in `__del__`."""
-        if self._now == OPEN and lost.exc_value is not None and lost.exc_value is self.interrupt:
-            self._came = None
-            forks.send_again(self._heeded)
+        is_ours = lost.exc_value is not None and lost.exc_value is self.interrupt
+        if self._now == OPEN and is_ours and not _is_ours(self._hook):
+            self._sender = forks.send_again(self._heeded, self._is_wanted)
         else:
             self._hook(lost)
+
+    def _is_wanted(self) -> bool:
+        """Tell whether `func` still runs, and so the interrupt is to come again."""
+        if self._now == OPEN:
+            Signals._again = self._heeded
+        return self._now == OPEN
+
+    def _end_sender(self) -> None:
+        """From now on, what comes is not what this process sends itself."""
+        if self._sender is not None:
+            self._sender.join(SAME)
+            self._sender, Signals._again = None, 0
 
     def _stop(self) -> None:
         """Stop, but in no transaction of any thread, which all others would wait for."""
@@ -156,6 +177,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         if self.interrupt is None:
             return
         self._now = LEAVING
+        self._end_sender()
         if signal.SIGINT in self.handlers:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -168,6 +190,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
 
     def __exit__(self, *exc_info: object) -> None:
         self._now = OVER
+        self._end_sender()
         self._restore()
         heeded = [self.interrupt.signum] if isinstance(self.interrupt, Terminated) else []
         for signum in sorted({*self._held, *heeded}, key=lambda signum: signum == signal.SIGINT):
