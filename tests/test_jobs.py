@@ -9,6 +9,7 @@ import pathlib
 import pty
 import re
 import select
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -17,18 +18,18 @@ import time
 from collections import Counter
 
 import pytest
-from conftest import LIMIT, PRELUDE, Sandbox, state, until
+from conftest import LIMIT, PRELUDE, PYTHON, Sandbox, state, until
 
 from speval import SpevalError, count_evals, load_evals
 from speval import speval as run
-from speval.process import machine
+from speval.process import machine, output
 
 
 def is_alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it has ended before it was opened, or read
         return False
 
 
@@ -325,12 +326,16 @@ speval(lambda x: dive(90), range(1), "evals.db", n_jobs=2, max_attempts=1)
         assert "in string_at" in failed["error"]
         assert len(failed["error"]) < 2200
 
-    def test_all_that_it_writes_to_stderr_is_passed_on_in_order(self, sandbox: Sandbox) -> None:
-        script = """
+    @pytest.mark.parametrize("blocking", [True, False])
+    def test_all_that_it_writes_to_stderr_is_passed_on_in_order(
+        self, sandbox: Sandbox, blocking: bool
+    ) -> None:
+        script = f"""
 def func(x):
     for n in range(x, x + 10_000):
-        sys.stderr.write(f"{n:09}\\n")
+        os.write(2, b"%09d\\n" % n)
 
+os.set_blocking(2, {blocking})
 speval(func, [0, 100_000], "evals.db", n_jobs=2)
 """
         said = [int(line) for line in sandbox.run(script).splitlines()]
@@ -338,29 +343,76 @@ speval(func, [0, 100_000], "evals.db", n_jobs=2)
             assert [n for n in said if first <= n < first + 10_000] == list(range(first, first + 10_000))
         assert len(said) == 20_000
 
-    def test_one_that_waits_for_who_reads_its_stderr_can_be_interrupted(self, sandbox: Sandbox) -> None:
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+    def test_they_end_by_an_interrupt_though_nobody_reads_what_they_write(
+        self, sandbox: Sandbox, signum: signal.Signals
+    ) -> None:
         script = """
 def func(x):
     note(os.getpid())
+    n = 0
     while True:
-        os.write(2, b"x" * 10_000)
+        os.write(2, b"%d %09d\\n" % (os.getpid(), n))
+        n += 1
 
 speval(func, range(2), "evals.db", n_jobs=2)
 """
         instance = sandbox.start(script)
         workers = pids(sandbox, 2)
         until(lambda: is_full(f"/proc/{instance.pid}/fd/2"))
-        instance.send_signal(signal.SIGINT)
+        instance.send_signal(signum)
         until(lambda: not any(map(is_alive, workers)))
+        if signum == signal.SIGTERM:  # of the other, Python itself writes a traceback
+            assert instance.wait() == -signum
         assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 2
-        sandbox.end(instance, -signal.SIGINT)
+        said = [line.split() for line in sandbox.end(instance, -signum).splitlines()]
+        for worker in workers:
+            numbers = [int(line[1]) for line in said if line[0] == str(worker) and len(line) == 2]
+            assert numbers == list(range(len(numbers)))
 
-    def test_a_closed_stderr_hinders_nothing(self, sandbox: Sandbox) -> None:
+    def test_a_file_that_has_the_number_of_a_closed_stderr_stays_the_users(self, sandbox: Sandbox) -> None:
+        (sandbox.path / "script.py").write_text("""
+import os
+from speval import speval
+
+def func(x):
+    return os.pread(file.fileno(), 10, 0).decode()
+
+file = open(__file__, "rb")
+assert file.fileno() == 2
+speval(func, range(9), "evals.db", n_jobs=2)
+""")
+        line = f"{shlex.join(PYTHON)} script.py 2>&-"
+        subprocess.run(["bash", "-c", line], cwd=sandbox.path, timeout=LIMIT, check=True)
+        assert sandbox.column("result") == ["\nimport os"] * 9
+
+    def test_a_fault_goes_to_stderr_though_func_has_its_number_for_a_file(self, sandbox: Sandbox) -> None:
         script = """
-os.close(2)
-print(speval(lambda x: os.close(os.open("calls", os.O_RDONLY | os.O_CREAT)), range(9), "evals.db", n_jobs=2))
+import ctypes
+
+def func(x):
+    os.close(2)
+    file = open("precious", "wb", 0)
+    assert file.fileno() == 2
+    ctypes.string_at(0)
+
+speval(func, [0], "evals.db", n_jobs=2, max_attempts=1)
 """
-        assert "'completed': 9" in sandbox.run(script)
+        sandbox.run(script)
+        assert (sandbox.path / "precious").read_bytes() == b""
+        assert " in func\n" in load_evals(sandbox.db, "failed")[0]["error"]
+
+    def test_twenty_need_less_than_a_hundred_descriptors(self, sandbox: Sandbox) -> None:
+        script = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+print(speval(abs, range(50), "evals.db", n_jobs=20)["completed"])
+"""
+        assert sandbox.end(sandbox.start(script, measured=False)) == "50\n"
+
+    def test_a_fault_that_a_program_had_before_is_not_what_a_process_died_of(self) -> None:
+        said = b"Fatal Python error: Aborted\n" + b"something else\n" * 500 + b"out of memory\n"
+        assert output.fate("died of SIGKILL", said).endswith("\nsomething else\nout of memory")
 
     def test_a_process_that_somebody_terminates_is_replaced_without_a_loss(self, sandbox: Sandbox) -> None:
         script = """

@@ -82,12 +82,13 @@ class Relay:
                 self.close()
 
     def pass_on(self, line: Shown | None) -> None:
-        """Write what can be written without waiting for who reads it."""
+        """Write what can be written without waiting for who reads it: lines, as others write some too."""
         if self.rest and line is not None:
             line.clear()
         while self.rest and select.select([], [2], [], 0)[1]:
+            end = self.rest.rfind(b"\n", 0, select.PIPE_BUF) + 1 or select.PIPE_BUF
             try:
-                self.rest = self.rest[os.write(2, self.rest[: select.PIPE_BUF]) :]
+                self.rest = self.rest[os.write(2, self.rest[:end]) :]
             except BlockingIOError:
                 return
             except OSError:  # nobody reads it
