@@ -365,9 +365,9 @@ speval(func, range(2), "evals.db", n_jobs=2)
         if signum == signal.SIGTERM:  # of the other, Python itself writes a traceback
             assert instance.wait() == -signum
         assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 2
-        said = [line.split() for line in sandbox.end(instance, -signum).splitlines()]
+        said = [line.partition(" ") for line in sandbox.end(instance, -signum).splitlines()]
         for worker in workers:
-            numbers = [int(line[1]) for line in said if line[0] == str(worker) and len(line) == 2]
+            numbers = [int(number) for pid, _, number in said if pid == str(worker)]
             assert numbers == list(range(len(numbers)))
 
     def test_a_file_that_has_the_number_of_a_closed_stderr_stays_the_users(self, sandbox: Sandbox) -> None:
