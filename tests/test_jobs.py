@@ -386,6 +386,13 @@ speval(func, range(9), "evals.db", n_jobs=2)
         subprocess.run(["bash", "-c", line], cwd=sandbox.path, timeout=LIMIT, check=True)
         assert sandbox.column("result") == ["\nimport os"] * 9
 
+    def test_what_they_write_goes_nowhere_if_stderr_was_closed(self, sandbox: Sandbox) -> None:
+        script = """
+os.close(2)
+print(speval(lambda x: os.write(2, b"x" * x), [1, 100_000, 2], "evals.db", n_jobs=2)["completed"])
+"""
+        assert sandbox.end(sandbox.start(script, measured=False)) == "3\n"
+
     def test_a_fault_goes_to_stderr_though_func_has_its_number_for_a_file(self, sandbox: Sandbox) -> None:
         script = """
 import ctypes

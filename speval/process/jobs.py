@@ -254,9 +254,8 @@ class Job:
 
     def _stderr(self) -> Any:
         """Return what the process is to have as its stderr; None if that stays as it is."""
-        if (
-            self._log is not None or sys.__stderr__ is None or not hasattr(os, "fork")
-        ):  # 2 is another file then
+        had_one = sys.__stderr__ is not None  # else 2 is another file
+        if self._log is not None or not had_one or not hasattr(os, "fork"):
             return None
         try:
             pipe, theirs = self._context.Pipe(duplex=False)
@@ -455,7 +454,8 @@ def _pass_on(
         relay.read()
     end = time.monotonic() + seconds
     while any(relay.rest for relay in relays) and time.monotonic() < end:
-        let_through(select.select, [], [2], [], TICK)
+        with contextlib.suppress(OSError):  # it was closed
+            let_through(select.select, [], [2], [], TICK)
         for relay in relays:
             relay.pass_on(line)
 

@@ -85,14 +85,14 @@ class Relay:
         """Write what can be written without waiting for who reads it: lines, as others write some too."""
         if self.rest and line is not None:
             line.clear()
-        while self.rest and select.select([], [2], [], 0)[1]:
-            end = self.rest.rfind(b"\n", 0, select.PIPE_BUF) + 1 or select.PIPE_BUF
-            try:
+        try:
+            while self.rest and select.select([], [2], [], 0)[1]:
+                end = self.rest.rfind(b"\n", 0, select.PIPE_BUF) + 1 or select.PIPE_BUF
                 self.rest = self.rest[os.write(2, self.rest[:end]) :]
-            except BlockingIOError:
-                return
-            except OSError:  # nobody reads it
-                self.rest = b""
+        except BlockingIOError:
+            pass
+        except OSError:  # it was closed, or nobody reads it
+            self.rest = b""
 
     def close(self) -> None:
         if self.pipe is not None:
