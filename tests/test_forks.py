@@ -511,6 +511,32 @@ thread.join()
     assert set(collections.Counter(sandbox.calls()).values()) == {1}
 
 
+def test_a_fork_that_had_begun_before_speval_was_used_may_be_followed_by_another(sandbox: Sandbox) -> None:
+    script = """
+from speval.process import forks
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        grandchild = os.fork()
+        if grandchild == 0:
+            os._exit(0)
+        os._exit(os.waitpid(grandchild, 0)[1])
+    note(os.waitpid(child, 0)[1])
+
+os.register_at_fork(before=lambda: (note("begun"), wait_for("go")))
+thread = threading.Thread(target=fork)
+thread.start()
+wait_for("calls")
+forks.watch()
+with forks.at_gate():
+    open("go", "w").close()
+    thread.join()
+"""
+    sandbox.end(sandbox.start(script, measured=False))
+    assert sandbox.calls()[-1] == "0"
+
+
 def test_an_evaluation_that_forks_in_a_batch_does_so_without_other_threads(sandbox: Sandbox) -> None:
     script = """
 import warnings

@@ -157,6 +157,9 @@ def _after() -> None:
 
 
 def _after_in_child() -> None:
+    global _gate  # noqa: PLW0603 - it is that of the process
+    if not vars(_forks).get("stack"):  # the hooks were not there when it began: another thread may be at it
+        _gate = threading.RLock()
     for section in list(_used):
         section.forget()
     _used.clear()
