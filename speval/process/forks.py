@@ -25,7 +25,7 @@ from typing import Any
 
 from . import background
 
-__all__ = ["Section", "at_gate", "closed", "in_child", "is_in_hook", "send_again", "watch"]
+__all__ = ["Section", "add_hook", "at_gate", "closed", "in_child", "is_in_hook", "send_again", "watch"]
 
 LOOKS = 200  # whether a fork is over, at most
 
@@ -169,24 +169,31 @@ def _after_in_child() -> None:
     _after()
 
 
+_hooks = {_before.__code__, _after.__code__, _after_in_child.__code__}
+
+
+def add_hook(hook: types.CodeType) -> None:
+    """Have `is_in_hook` know another one, by its code."""
+    _hooks.add(hook)
+
+
 def in_child(forget: Callable[[], None]) -> None:
     """Have `forget` called in each forked child."""
     _forgetting.append(forget)
 
 
 def is_in_hook(frame: types.FrameType | None) -> bool:
-    """Tell whether a signal has come in one of these hooks, where what its handler raises would be lost.
+    """Tell whether a signal has come in a hook of Python's, where what its handler raises would be lost.
 
     Or in the warning of Python 3.12 that there are other threads, where it would be, too.
     """
-    hooks = (_before.__code__, _after.__code__, _after_in_child.__code__)
-    while frame is not None and frame.f_code not in hooks and frame.f_globals is not vars(warnings):
+    while frame is not None and frame.f_code not in _hooks and frame.f_globals is not vars(warnings):
         frame = frame.f_back
     return frame is not None
 
 
 def send_again(signum: int, wanted: Callable[[], bool] = lambda: True) -> threading.Thread:
-    """Send a signal to this process in a moment, when the main thread is out of the fork in which it came.
+    """Send a signal to this process in a moment, when the main thread is out of the hook in which it came.
 
     If it is `wanted` then; return the thread that sends it.
     """

@@ -213,3 +213,4 @@ def _give_up_handlers() -> None:
 
 
 forks.in_child(_give_up_handlers)
+forks.add_hook(Signals._save.__code__)
