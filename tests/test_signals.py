@@ -50,11 +50,22 @@ class Slow:
 """
 
 
+@pytest.mark.parametrize("lag", [0.0, 0.3])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_where_python_ignores_exceptions_is_not_lost(
-    sandbox: Sandbox, signum: signal.Signals
+    sandbox: Sandbox, signum: signal.Signals, lag: float
 ) -> None:
-    script = """
+    script = f"""
+from speval.process import forks
+send_again = forks.send_again
+
+def send_and_lag(*args):  # as on a machine that is loaded
+    sender = send_again(*args)
+    time.sleep({lag})
+    return sender
+
+forks.send_again = send_and_lag
+
 def func(x):
     slow = Slow()
     del slow
