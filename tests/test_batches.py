@@ -230,8 +230,8 @@ logging.getLogger("speval").addFilter(Filter())
 
 def func(x):
     note(x)
-    if x in (200, 201):
-        time.sleep(0.4 * (x - 200))
+    if x % 20 in (10, 11) and not os.path.exists("raised"):  # some two are in one batch
+        time.sleep(0.4 * (x % 20 - 10))
         raise ValueError(x)
     if x == 500:
         wait_for("go")
