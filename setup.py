@@ -45,13 +45,8 @@ setup(
             "ipykernel",
             "tqdm",
         ],
-        "others": [
-            "pandas",
-            "joblib",
-            "distributed",
-            "submitit",
-            "pytest-timeout",
-        ],  # tested where they are installed
+        # Tested where they are installed.
+        "others": ["pandas", "joblib", "distributed", "submitit", "pytest-timeout"],
         "lint": ["ruff", "mypy"],
         "benchmarks": ["matplotlib"],
     },

@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from nursery import Instance, Nursery
+from nursery import LIMIT, Instance, Nursery
 
 from speval import load_evals
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LIMIT = 120.0  # seconds, generous: reached only when something is broken
 
 # Hundreds of processes are started. So they are forked where speval is imported, or find it compiled, and do
 # not look through site-packages, which takes longer than all else (but for coverage, which is there).

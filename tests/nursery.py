@@ -20,7 +20,7 @@ import types
 from typing import Any
 
 MESSAGE = 1_000_000  # bytes, at most
-LIMIT = 120.0  # seconds, reached only when something is broken
+LIMIT = 120.0  # seconds, generous: reached only when something is broken
 
 
 class Instance:

@@ -113,6 +113,19 @@ def test_the_cells_of_the_readme_show_what_stands_there(notebook: Notebook) -> N
         assert doctest.OutputChecker().check_output(expected, shown.strip(), doctest.ELLIPSIS), cell + shown
 
 
+def printed(folder: pathlib.Path, command: list[str]) -> str:
+    """Run Python so to its good end; return what it printed."""
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        check=True,
+        timeout=LIMIT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    ).stdout
+
+
 SWEEP = "from speval import speval; print(speval(lambda x: x, range(20), 'evals.db', n_jobs=2)['completed'])"
 
 
@@ -127,16 +140,7 @@ SWEEP = "from speval import speval; print(speval(lambda x: x, range(20), 'evals.
 )
 def test_processes_are_forked_beside_the_threads_of(command: list[str], tmp_path: pathlib.Path) -> None:
     """The thread that saves the history; that of the debugger; that which watches over bars."""
-    printed = subprocess.run(
-        [sys.executable, *command],
-        cwd=tmp_path,
-        check=True,
-        timeout=LIMIT,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-    )
-    assert printed.stdout == "20\n"
+    assert printed(tmp_path, command) == "20\n"
 
 
 def test_processes_are_forked_beside_the_thread_of_pytest_timeout(tmp_path: pathlib.Path) -> None:
@@ -145,13 +149,4 @@ def test_processes_are_forked_beside_the_thread_of_pytest_timeout(tmp_path: path
         f"def test_sweep():\n    {SWEEP.replace('print', 'assert 20 == ')}\n"
     )
     command = ["-m", "pytest", "-p", "no:cacheprovider", "--timeout=100", "--timeout-method=thread", "-q"]
-    printed = subprocess.run(
-        [sys.executable, *command],
-        cwd=tmp_path,
-        check=False,
-        timeout=LIMIT,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-    )
-    assert "1 passed" in printed.stdout
+    assert "1 passed" in printed(tmp_path, command)

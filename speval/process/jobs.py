@@ -202,6 +202,9 @@ class Job:
         self._process: BaseProcess | None = None  # none between two
         self._is_forked = context.get_start_method() == "fork"
         self.relay = Relay()
+        # Else the number of stderr is that of another file, or will be.
+        has_stderr = sys.__stderr__ is not None and identity(2) is not None
+        self._is_relayed = log is None and has_stderr and hasattr(os, "fork")
         self._pause = 0.0  # seconds until the next one is started
 
     def look(self, passed: float) -> None:
@@ -254,8 +257,7 @@ class Job:
 
     def _stderr(self) -> Any:
         """Return what the process is to have as its stderr; None if that stays as it is."""
-        had_one = sys.__stderr__ is not None  # else 2 is another file
-        if self._log is not None or not had_one or not hasattr(os, "fork"):
+        if not self._is_relayed:
             return None
         try:
             pipe, theirs = self._context.Pipe(duplex=False)
