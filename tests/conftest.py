@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import shutil
 import signal
 import sqlite3
 import struct
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from nursery import LIMIT, Instance, Nursery
+from nursery import LIMIT, Instance, Nursery, is_of_coverage
 
 from speval import load_evals
 
@@ -28,10 +29,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-MEASURED = any(name.startswith("COVERAGE_") for name in os.environ)
+MEASURED = any(map(is_of_coverage, os.environ))
 PYTHON = [sys.executable] if MEASURED else [sys.executable, "-S"]
 # These show nothing of the core that others do not, and to measure them takes longer than to run them.
 UNMEASURED = ("cli", "damage", "examples", "launchers", "notebook", "readme", "state_machine", "stress")
+# Their thousands of commits need not reach a disk: nothing here outlives a crash of the machine.
+MEMORY = "/dev/shm"
+ROOM = 2_000_000_000  # bytes, some six times what the tests leave
+with contextlib.suppress(OSError):
+    if shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # or it warns, in versions for Python 3.9
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what is to run in the background
@@ -99,7 +106,7 @@ class Sandbox:
         """
         script = self.path / f"script_{len(self.instances)}.py"
         script.write_text(PRELUDE + code)
-        env = {k: v for k, v in os.environ.items() if measured or not k.startswith("COVERAGE_")}
+        env = {k: v for k, v in os.environ.items() if measured or not is_of_coverage(k)}
         instance = self._nursery.start(script, *args, env=env)
         self.instances.append(instance)
         return instance
@@ -162,7 +169,7 @@ def _unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         return
     import coverage
 
-    for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+    for name in filter(is_of_coverage, list(os.environ)):
         monkeypatch.delenv(name)
     measure = coverage.Coverage.current()
     assert measure is not None

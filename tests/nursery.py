@@ -23,6 +23,11 @@ MESSAGE = 1_000_000  # bytes, at most
 LIMIT = 120.0  # seconds, generous: reached only when something is broken
 
 
+def is_of_coverage(name: str) -> bool:
+    """Tell whether a variable of the environment makes coverage measure a new Python."""
+    return name.startswith("COVERAGE_")
+
+
 class Instance:
     """A process that runs a script, with as much of `subprocess.Popen` as tests use."""
 
@@ -74,10 +79,10 @@ class Nursery:
 
     def __init__(self) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+        env = {name: value for name, value in os.environ.items() if not is_of_coverage(name)}
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__],
+                [sys.executable, __file__, *(["measured"] if any(map(is_of_coverage, os.environ)) else [])],
                 stdin=theirs,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -133,7 +138,7 @@ def become_main(script: str, args: list[str], env: dict[str, str]) -> types.Code
     os.chdir(os.path.dirname(script))
     os.environ.clear()
     os.environ.update(env)
-    if any(name.startswith("COVERAGE_") for name in env):
+    if any(map(is_of_coverage, env)):
         import coverage
 
         coverage.process_startup()
@@ -151,6 +156,12 @@ if __name__ == "__main__":
     import speval.cli
     import speval.process.jobs  # noqa: F401
 
+    if sys.argv[1:] == ["measured"]:
+        import coverage
+
+        warm = coverage.Coverage(data_file=None, config_file=False)  # imports what each instance needs
+        warm.start()
+        warm.stop()
     gc.freeze()
     asked = serve(socket.socket(fileno=os.dup(0)))
     if asked is not None:

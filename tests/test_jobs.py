@@ -19,6 +19,7 @@ from collections import Counter
 
 import pytest
 from conftest import LIMIT, PRELUDE, PYTHON, Sandbox, state, until
+from nursery import is_of_coverage
 
 from speval import SpevalError, count_evals, load_evals
 from speval import speval as run
@@ -747,7 +748,7 @@ def sweep():
         script = """
 import logging, sqlite3
 from speval.process import jobs
-jobs.HUNG = 0.3
+jobs.HUNG, jobs.APART = 0.3, 1
 hung = []
 logging.getLogger().addHandler(logging.StreamHandler())
 logging.getLogger("speval").addFilter(lambda record: hung.append("hangs" in record.getMessage()) or True)
@@ -924,7 +925,7 @@ class TestTerminal:
         script = sandbox.path / "terminal.py"
         script.write_text(PRELUDE + code)
         ours, theirs = pty.openpty()
-        env = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
+        env = {k: v for k, v in os.environ.items() if not is_of_coverage(k)}
         with open(os.devnull, "wb") as null:
             instance = subprocess.Popen(
                 [sys.executable, "-c", shell, str(script)],

@@ -52,6 +52,7 @@ GRACE = 10.0  # the same at the end, when each may have something to store; halv
 EARLY = 3  # deaths in a row, before anything began, after which it is no use
 READY = 2  # the count of a process that is past its first piece
 HUNG = 5.0  # seconds that what is forked may take until then; doubled with each in a row that takes longer
+APART = 10  # seconds that what is done in a process of its own may take: it, too, may hang so
 SETTLED = 5.0  # seconds after which a process is not one of those
 # What to say when there is no use in going on.
 NO_START = "a worker process {}"
@@ -371,7 +372,7 @@ def _other_threads() -> list[str]:
 
 
 def apart(action: Callable[..., Any], *args: Any) -> None:
-    """Do something, in 10 s, in a process of its own that nobody waits for; nothing if none is to be had."""
+    """Do something in a process of its own that nobody waits for; nothing if none is to be had."""
     if not hasattr(os, "fork"):
         return
     with contextlib.suppress(OSError), _blocked(), warnings.catch_warnings():
@@ -383,7 +384,7 @@ def apart(action: Callable[..., Any], *args: Any) -> None:
         try:
             if os.fork() == 0:
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                signal.alarm(10)
+                signal.alarm(APART)
                 action(*args)
         finally:
             os._exit(0)
