@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import pathlib
 import shutil
@@ -160,6 +161,10 @@ class Sandbox:
                 print(
                     instance.args, instance.communicate(timeout=LIMIT)[0]
                 )  # pytest shows it if a test fails
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what has been imported by now stays: no need to look at it again, nor to copy it in forks
 
 
 @pytest.fixture(autouse=True)

@@ -542,7 +542,7 @@ def func(x):
         note(x)
     return 1 // (x % 7)
 
-speval(func, range(30_000), "evals.db", n_jobs=8, max_failures=None)
+speval(func, range(15_000), "evals.db", n_jobs=8, max_failures=None)
 """
         instance = sandbox.start(script)
         until(sandbox.calls)
@@ -552,7 +552,7 @@ speval(func, range(30_000), "evals.db", n_jobs=8, max_failures=None)
         command(sandbox, "results", "evals.db", "--limit", "5", "--sort", "name")
         command(sandbox, "doctor", "evals.db")
         sandbox.end(instance)
-        assert sum(count_evals(sandbox.db).values()) == 30_000
+        assert sum(count_evals(sandbox.db).values()) == 15_000
 
 
 class TestDoctor:
