@@ -17,11 +17,11 @@ __all__ = ["code_of", "differences", "name_of"]
 FIRST_FUNC = "SELECT func FROM spaces ORDER BY added LIMIT 1"
 OTHERS = """
     SELECT id, host, pid FROM workers
-    WHERE ended IS NULL AND code <> :code AND substr(code, 1, :length) = :version"""
-ARE_OTHERS = "SELECT 1 FROM workers WHERE code <> :code AND substr(code, 1, :length) = :version LIMIT 1"
+    WHERE ended IS NULL AND code <> :code AND code LIKE :version"""
+ARE_OTHERS = "SELECT 1 FROM workers WHERE code <> :code AND code LIKE :version LIMIT 1"
 COUNT_RESULTS_OF_OTHERS = """
     SELECT count(*) FROM evals WHERE status = 'completed' AND worker IN
-        (SELECT id FROM workers WHERE code <> :code AND substr(code, 1, :length) = :version)"""
+        (SELECT id FROM workers WHERE code <> :code AND code LIKE :version)"""
 MANY = 1000  # elements of a default or an argument, more of which are not looked at
 VERSION = "{}.{} ".format(*sys.version_info)  # code of another Python looks different when it is not
 
@@ -110,7 +110,7 @@ def differences(db: Database, conn: Connection, name: str, code: str | None) -> 
         for (first,) in conn.execute(FIRST_FUNC).fetchall()
         if first != name
     ]
-    facts = {"code": code, "version": VERSION, "length": len(VERSION)}
+    facts = {"code": code, "version": f"{VERSION}%"}
     if not conn.execute(ARE_OTHERS, facts).fetchall():
         return said
     ((number,),) = conn.execute(COUNT_RESULTS_OF_OTHERS, facts).fetchall()
@@ -119,8 +119,9 @@ def differences(db: Database, conn: Connection, name: str, code: str | None) -> 
             f"{number} results in {db.path} are of another version of {name}(), or of other arguments that"
             f" were bound to it: to start anew, name another file, or reset_evals({db.path!r}, 'completed')"
         )
-    live = [row for row in conn.execute(OTHERS, facts).fetchall() if not db.locks.is_dead(row[0])]
-    for _, host, pid in live[:1]:
+    others = conn.execute(OTHERS, facts).fetchall()
+    dead = db.locks.dead(conn, [worker for worker, *_ in others], surely=False)
+    for _, host, pid in [row for row in others if row[0] not in dead][:1]:
         who = f"process {pid} on {visible(host)}"
         said.append(f"{who} evaluates another version of {name}(): see which is right")
     return said

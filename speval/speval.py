@@ -24,6 +24,7 @@ import collections
 import contextlib
 import contextvars
 import functools
+import itertools
 import json
 import logging
 import os
@@ -34,7 +35,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import workers
-from .database import Connection, Database, Name, database, existing
+from .database import Connection, Database, Name, database, existing, shown
 from .errors import NotWritable, SpaceMismatch, SpevalError, cut, last_line, visible
 from .function import code_of, differences, name_of
 from .pace import SHARE, Pace
@@ -61,7 +62,8 @@ KEEP_SPACE = """
     INSERT INTO spaces (fingerprint, size, func, added)
     VALUES (:fingerprint, :size, :func, :now)"""
 ADD_EVAL = "INSERT INTO evals (name, status, updated, args) VALUES (?, 'pending', ?, ?)"
-LOOKUP_EVAL = "SELECT id, args FROM evals WHERE name = :name"
+SOME = 500  # evaluations, at most, that are looked up at once: SQLite takes 999 parameters
+LOOKUP = "SELECT name, id, args FROM evals WHERE name IN ({})"
 
 
 def populate(db: Database, space: Space, func: str, code: str | None = None) -> bool:
@@ -96,7 +98,7 @@ def _is_known(conn: Connection, space: Space) -> bool:
 
 
 def _add(db: Database, conn: Connection, space: Space, func: str, new: Iterable[tuple[str, str]]) -> None:
-    now = time.time()
+    now = time.time() + db.ahead
     with notice(lambda: f"adding to {db.path}, {space.position} of {space.size} evaluations so far"):
         conn.executemany(ADD_EVAL, ((name, now, args) for name, args in new))
     conn.execute(KEEP_SPACE, {"fingerprint": space.fingerprint, "size": space.size, "func": func, "now": now})
@@ -104,15 +106,27 @@ def _add(db: Database, conn: Connection, space: Space, func: str, new: Iterable[
 
 def _new(db: Database, conn: Connection, space: Space) -> Iterator[tuple[str, str]]:
     """Yield the evaluations that are not in the database; the others must be as they are there."""
-    for name, args in space:
-        stored = conn.execute(LOOKUP_EVAL, {"name": name}).fetchall()
-        if not stored:
-            yield name, args
-        elif stored[0][1] != args:
-            was = from_json(stored[0][1], f"the arguments of evaluation {name!r} of {db.path}")
-            given = from_json(args, f"the arguments of evaluation {name!r}")
-            if not _are_same(was, given):
-                raise SpaceMismatch(db.path, name, was, given)
+    given = iter(space)
+    while some := dict(itertools.islice(given, SOME)):
+        stored = _stored(conn, list(some))
+        for name, args in some.items():
+            if name not in stored:
+                yield name, args
+            elif stored[name][1] != args:
+                was = from_json(stored[name][1], f"the arguments of evaluation {name!r} of {db.path}")
+                now = from_json(args, f"the arguments of evaluation {name!r}")
+                if not _are_same(was, now):
+                    raise SpaceMismatch(db.path, name, was, now)
+
+
+def _stored(conn: Connection, names: list[str]) -> dict[str, tuple[int, str]]:
+    """Return id and arguments of those evaluations that there are."""
+    found: dict[str, tuple[int, str]] = {}
+    for first in range(0, len(names), SOME):
+        some = names[first : first + SOME]
+        rows = conn.execute(LOOKUP.format(", ".join("?" * len(some))), some).fetchall()
+        found.update((name, (id, args)) for name, id, args in rows)
+    return found
 
 
 def _are_same(was: Any, given: Any) -> bool:
@@ -142,19 +156,21 @@ class Outcome(NamedTuple):
 # The WHERE of a partial index has to stand here letter for letter, or SQLite scans the table. It believes
 # the index then; with the CAST it looks at the row too.
 FIND_PENDING = """
-    SELECT id, name, args, attempt + 1, losses FROM evals WHERE status = 'pending' ORDER BY id LIMIT :room"""
+    SELECT id, name, args, attempt + 1, losses FROM evals WHERE status = 'pending' ORDER BY id LIMIT :room
+    /* FOR UPDATE SKIP LOCKED */"""
 CLAIM = """
     UPDATE evals SET status = 'in_progress', attempt = attempt + 1, worker = :worker, started = :now,
         updated = :now
-    WHERE status = 'pending' AND id <= :last AND CAST(status AS TEXT) = 'pending' AND attempt >= reset"""
+    WHERE status = 'pending' AND id <= :last AND CAST(status AS TEXT) = 'pending' AND attempt >= reset
+        /* AND id = ANY (:ids) */"""
 FIRST_PENDING = """
     SELECT attempt, (SELECT max(id) FROM evals) - id + 1, (SELECT count(*) FROM workers WHERE ended IS NULL)
     FROM evals WHERE status = 'pending' ORDER BY id LIMIT 1"""
 COUNT_SOME_PENDING = """
-    SELECT count(*) FROM (SELECT 1 FROM evals WHERE status = 'pending' LIMIT :room) AS some"""
+    SELECT count(*) FROM (SELECT 1 FROM evals WHERE status = 'pending' LIMIT :room) AS pending"""
 
 
-def claim(conn: Connection, worker: int, room: int) -> list[tuple[Any, ...]]:
+def claim(db: Database, conn: Connection, worker: int, room: int) -> list[tuple[Any, ...]]:
     """Claim up to `room` pending evaluations, the first of the space; one that was lost before alone.
 
     Return rows, of which a `Claim` each is made after the transaction.
@@ -172,8 +188,10 @@ def claim(conn: Connection, worker: int, room: int) -> list[tuple[Any, ...]]:
     if len(claims) > 1 and losses:
         claims.pop()
     if claims:
-        facts = {"last": claims[-1][0], "worker": worker, "now": time.time()}
-        if conn.execute(CLAIM, facts).rowcount != len(claims):
+        ids = [id for id, *_ in claims]
+        facts = {"last": ids[-1], "ids": ids, "worker": worker, "now": time.time()}
+        claimed = conn.execute(CLAIM, facts)
+        if db.ordered and claimed.rowcount != len(claims):  # where they are locked it cannot be otherwise
             raise conn.DatabaseError("its index of pending evaluations is not right")
     return claims
 
@@ -208,11 +226,11 @@ IS_HELD = """
 IS_STORED = """
     SELECT 1 FROM evals
     WHERE id = :id AND status IN ('completed', 'failed') AND worker = :worker AND started = :started
-        AND updated = :now"""
+        AND updated = :ended"""
 
 
-def finish(conn: Connection, worker: int, outcomes: list[Outcome]) -> list[bool]:
-    """Complete or fail evaluations; False for each whose claim does not count any more.
+def finish(conn: Connection, worker: int, outcomes: list[Outcome]) -> Callable[[], list[bool]]:
+    """Complete or fail evaluations; what is returned tells which, False if a claim does not count any more.
 
     A late result, of a claim that was lost, is stored as long as there is no other result; a late
     error is not. After a reset neither is.
@@ -222,15 +240,19 @@ def finish(conn: Connection, worker: int, outcomes: list[Outcome]) -> list[bool]
     for (id, _, _, attempt), result, error, started, ended in outcomes:
         rows, end = (completed, result) if error is None else (failed, error)
         rows.append((end, worker, started, ended, id, attempt))
-    stored = conn.executemany(COMPLETE, completed).rowcount if completed else 0
-    stored += conn.executemany(FAIL, failed).rowcount if failed else 0
-    if stored == len(outcomes):
-        return [True] * stored
-    return [_is_stored(conn, worker, outcome) for outcome in outcomes]
+    pairs = (COMPLETE, completed), (FAIL, failed)
+    asked = [conn.executemany(statement, rows) for statement, rows in pairs if rows]
+
+    def look() -> list[bool]:
+        if sum(cursor.rowcount for cursor in asked) == len(outcomes):
+            return [True] * len(outcomes)
+        return [_is_stored(conn, worker, outcome) for outcome in outcomes]
+
+    return look
 
 
 def _is_stored(conn: Connection, worker: int, outcome: Outcome) -> bool:
-    facts = {**outcome.claim._asdict(), "worker": worker, "started": outcome.started, "now": outcome.ended}
+    facts = {**outcome._asdict(), **outcome.claim._asdict(), "worker": worker}
     if conn.execute(IS_HELD, facts).fetchall():  # we would wait for ourselves
         raise conn.DatabaseError("it does not take the end of an evaluation")
     return bool(conn.execute(IS_STORED, facts).fetchall())
@@ -257,11 +279,11 @@ RECLAIM = """
     WHERE status = 'in_progress' AND worker = :worker"""
 
 
-def reclaim(conn: Connection, lost: Iterable[Loss], max_attempts: int) -> list[str]:
+def reclaim(db: Database, conn: Connection, lost: Iterable[Loss], max_attempts: int) -> list[str]:
     """Give the claims of lost workers back, or fail those lost too often; return what to say of it."""
     said = []
     now = time.time()
-    for loss in lost:
+    for loss in workers.held(db, conn, lost):
         if loss.worker == NOBODY:
             conn.execute(ADOPT, {"worker": NOBODY})
         names = [name for _, name in sorted(conn.execute(CLAIMS_OF, {"worker": loss.worker}).fetchall())]
@@ -277,7 +299,7 @@ def reclaim(conn: Connection, lost: Iterable[Loss], max_attempts: int) -> list[s
         if conn.execute(CLAIMS_OF, facts).fetchall() or (loss.why == UNKNOWN and not names):
             raise conn.DatabaseError("its index of evaluations in progress is not right")
         if loss.why == DIED:
-            workers.mark_ended(conn, loss.worker, now)
+            workers.mark_ended(conn, loss.worker)
         if names:
             said.append(f"reclaimed {_some(names)}: {visible(loss.who)} {facts['how']}")
     return said
@@ -311,7 +333,7 @@ def reset(conn: Connection, first: int, last: int, status: str | None) -> int:
 LOOK = 5.0  # seconds after which a busy worker looks after the others
 QUICK = 0.001  # seconds in which no program runs
 MOMENT, SHORT_MOMENT = 0.5, 0.2  # seconds, at most, until an interrupt that a program has got comes to us too
-POLL = 0.1  # seconds, at most, between two looks of a waiting one
+QUICKLY = 0.1  # seconds, at most, between two looks of a waiting one that has seen something
 STILL_WAITING = 60.0  # seconds after which a waiting worker says for whom; doubled each time
 
 # The evaluations that run now in this context, the innermost last: path of the database and claim.
@@ -448,7 +470,8 @@ class Worker:
             result, error = self._evaluate(func, claim)
             ended = time.time()
             self._heed_interrupts(result, error)
-            outcome = Outcome(claim, result, error, started, ended)
+            ahead = self._db.ahead
+            outcome = Outcome(claim, result, error, started + ahead, ended + ahead)
             self.done.append(outcome)
             self._since = self._clock()
             number += 1
@@ -526,16 +549,17 @@ class Worker:
             if since not in (None, self._since):
                 return 0
             outcomes, unstarted = self.done[:], self._unstarted()
-            with self._db.write() as conn:
+            with self._db.write() as conn, self._checked_in(conn) as find:
                 waiting = self._clock() - began
-                workers.check_in(self._db, conn, self._row, self._joined)
-                stored = finish(conn, self.id, outcomes)
+                finished = finish(conn, self.id, outcomes)
                 if room or unstarted:
                     release(conn, self.id, -(2**63) if room else unstarted[0].id)
                 if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
-                    said = reclaim(conn, self._lookout.lost(conn), self._max_attempts)
+                    said = reclaim(self._db, conn, self._lookout.lost(conn), self._max_attempts)
                     self._looked = -float("inf") if self._lookout.waits else self._clock()
-                rows = claim(conn, self.id, room)
+                rows = claim(self._db, conn, self.id, room)
+                find()
+                stored = finished()
             self._joined = True
             del self.done[: len(outcomes)]
             claims = list(map(Claim._make, rows))
@@ -545,6 +569,13 @@ class Worker:
                 self._cost = waiting, self._claimed[0] - began - waiting
         self._say(said, outcomes, stored, claims)
         return len(claims)
+
+    @contextlib.contextmanager
+    def _checked_in(self, conn: Connection) -> Iterator[Callable[[], None]]:
+        """Have it asked whether we are in the database; yield what is to be called to know it."""
+        facts = self._db, conn, self._row, self._joined
+        with contextlib.closing(workers.check_in(*facts)) as asked:  # an open one would keep its lock
+            yield lambda: workers.find(*facts, asked)
 
     def _unstarted(self) -> list[Claim]:
         """Take back what is not started. From the right: so the loop starts none behind the first of it."""
@@ -567,14 +598,14 @@ class Worker:
             if not self.done:
                 with self._db.read() as conn:
                     if workers.has_ended(conn, self.id):
-                        return count(conn)
-            with self._db.write() as conn:
-                workers.check_in(self._db, conn, self._row, self._joined)
-                stored = finish(conn, self.id, self.done)
+                        return count(self._db, conn)
+            with self._db.write() as conn, self._checked_in(conn) as find:
+                find()
+                stored = finish(conn, self.id, self.done)()
                 said = self._give_up_claims(conn)
-                workers.mark_ended(conn, self.id, time.time())
+                workers.mark_ended(conn, self.id)
                 workers.mark_all_ended(conn)
-                counts = count(conn)
+                counts = count(self._db, conn)
         except SpevalError as exc:
             log.error("%s", exc)
             for claim, result, error, _, _ in self.done:
@@ -591,7 +622,7 @@ class Worker:
             release(conn, self.id)
             return []
         release(conn, self.id, self._running.id + 1)
-        return reclaim(conn, [Loss(self.id, process(), STALLED, STALLED)], self._max_attempts)
+        return reclaim(self._db, conn, [Loss(self.id, process(), STALLED, STALLED)], self._max_attempts)
 
     def _insist(self, action: Callable[[], T]) -> T:
         pause = 1.0
@@ -631,11 +662,11 @@ class Worker:
                 log.warning("waiting for %s", self._insist(self._whom))
                 say *= 2
             self._signals.let_through(self._sleep, max(pause, 2 * took))  # most of the time, if many look
-            pause = min(2 * pause, POLL)
+            pause = min(2 * pause, QUICKLY if self._lookout.waits else self._db.poll)
 
     def _look(self) -> tuple[bool, bool, list[Loss]]:
         with self._db.read() as conn:
-            return (*left(conn), self._lookout.lost(conn))
+            return (*left(conn), self._lookout.lost(conn) if self._lookout.is_due else [])
 
     def _whom(self) -> str:
         with self._db.read() as conn:
@@ -757,7 +788,7 @@ def speval(
     _check(func, eval_space, timeout, n_jobs, max_attempts, max_failures)
     db = database(evals_fname)
     if not _running.get():
-        announce(db.path)
+        announce(db.name)
     if db.path in _waiting_for_this():
         raise SpevalError(f"speval() inside func on {db.path} too would wait for itself: use another file")
     code = code_of(func)
@@ -765,7 +796,7 @@ def speval(
         rest = populate(db, space, name_of(func), code)
     counts = None if rest else count_evals(db)
     work = functools.partial(
-        _work, db if n_jobs == 1 else db.path, func, code, timeout, max_attempts, max_failures, wait
+        _work, db if n_jobs == 1 else db.name, func, code, timeout, max_attempts, max_failures, wait
     )
     told = n_jobs != 1 and not is_launched()
     with _summed_up(db) if told else contextlib.nullcontext(), _shown(db, progress and rest) as line:
@@ -777,10 +808,9 @@ def speval(
                 _in_processes(db, work, n_jobs, timeout, line)
                 counts = count_evals(db)
     if counts["failed"]:
-        name = os.fsdecode(evals_fname) if isinstance(evals_fname, (str, bytes, os.PathLike)) else db.path
         log.warning(
             "%d of %d evaluations failed: load_evals(%r, 'failed') says why; reset_evals() and start again",
-            *(counts["failed"], sum(counts.values()), name),
+            *(counts["failed"], sum(counts.values()), shown(evals_fname)),
         )
     return counts
 
@@ -979,7 +1009,7 @@ def reset_evals(
     db = existing(evals_fname)
     with Signals(), db.read():  # before anything is made beside a database of something else
         pass
-    with Signals(), db.write() as conn:
+    with Signals(), db.write(alone=True) as conn:
         db.prepare(conn)
         return sum(reset(conn, first, last, status) for first, last in _ids(db, conn, names))
 
@@ -988,8 +1018,8 @@ def _ids(db: Database, conn: Connection, names: Iterable[str] | None) -> list[tu
     """Return ranges of ids: of each name, or of all."""
     if names is None:
         return [(-(2**63), 2**63 - 1)]
-    found = {name: conn.execute(LOOKUP_EVAL, {"name": str(name)}).fetchall() for name in names}
-    missing = [name for name, rows in found.items() if not rows]
+    found = _stored(conn, [str(name) for name in names])
+    missing = [name for name in names if str(name) not in found]
     if missing:
         raise ValueError(f"{db.path} has no evaluation {missing[0]!r}")
-    return [(rows[0][0], rows[0][0]) for rows in found.values()]
+    return [(id, id) for id, _ in found.values()]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .database import Connection, Database
+from .database import Connection, Cursor, Database
 from .errors import SpevalError
 from .process.machine import host
 from .process.signals import Signals
@@ -22,7 +23,9 @@ __all__ = [
     "Lookout",
     "Loss",
     "check_in",
+    "find",
     "has_ended",
+    "held",
     "how_far",
     "live",
     "mark_all_ended",
@@ -34,9 +37,12 @@ __all__ = [
 JOIN = """
     INSERT INTO workers (id, host, pid, started, code, fate)
     VALUES (:worker, :host, :pid, :now, :code, :fate)"""
-LOOKUP_WORKER = "SELECT ended FROM workers WHERE id = :worker"
+# Who has locked a worker's row lets nobody else change what that holds.
+LOOKUP_WORKER = "SELECT ended FROM workers WHERE id = :worker /* FOR UPDATE */"
+HOLD_WORKER = "SELECT 1 FROM workers WHERE id = :worker /* FOR UPDATE SKIP LOCKED */"
 LIVE_WORKERS = "SELECT id, host, pid, started, fate FROM workers WHERE ended IS NULL ORDER BY started"
-MARK_ENDED = "UPDATE workers SET ended = :ended WHERE id = :worker"
+HAS_ENDED = "SELECT ended FROM workers WHERE id = :worker"
+MARK_ENDED = "UPDATE workers SET ended = CASE WHEN :over = 1 THEN :now END WHERE id = :worker"
 MARK_ALL_ENDED = """
     UPDATE workers SET ended = :now WHERE ended IS NULL
         AND NOT EXISTS (SELECT 1 FROM evals WHERE status = 'pending')
@@ -49,6 +55,7 @@ UNKNOWN_HOLDERS = """
     SELECT DISTINCT coalesce(worker, -1) FROM evals WHERE status = 'in_progress'
         AND (worker IS NULL OR worker NOT IN (SELECT id FROM workers WHERE ended IS NULL))"""
 
+REPLACED = "{path} was replaced while it was in use: start again"
 NOBODY = -1  # who holds claims that name none
 DIED, STALLED, UNKNOWN = "died", "ran past the timeout", "is unknown"
 PATIENCE = 1.0  # seconds in which who watched a process that has died says how
@@ -76,22 +83,35 @@ def row(worker: int, code: str | None, watched: bool) -> dict[str, Any]:
     }
 
 
-def check_in(db: Database, conn: Connection, row: dict[str, Any], joined: bool) -> None:
-    """Enter a worker, once; after that it has to be there, or the database is another one."""
-    prepared = db.is_prepared(conn)
-    if prepared and not joined:
-        conn.execute(JOIN, row)
-        return
-    worker = row["worker"]
-    found = conn.execute(LOOKUP_WORKER, {"worker": worker}).fetchall() if prepared else []
+def check_in(db: Database, conn: Connection, row: dict[str, Any], joined: bool) -> Cursor:
+    """Enter a worker, once; after that it has to be there: give what is returned to `find`, then close it."""
+    if not db.is_prepared(conn):
+        raise SpevalError(REPLACED.format(path=db.path))
+    return conn.execute(LOOKUP_WORKER if joined else JOIN, row)
+
+
+def find(db: Database, conn: Connection, row: dict[str, Any], joined: bool, asked: Cursor) -> None:
+    """Make sure that a worker is there, or the database is another one."""
+    found = asked.fetchall() if joined else [(None,)]
     if not found:
-        raise SpevalError(f"{db.path} was replaced while it was in use: start again")
+        raise SpevalError(REPLACED.format(path=db.path))
     if found[0][0] is not None:  # somebody took us for dead
-        mark_ended(conn, worker, None)
+        mark_ended(conn, row["worker"], over=False)
 
 
-def mark_ended(conn: Connection, worker: int, ended: float | None) -> None:
-    conn.execute(MARK_ENDED, {"worker": worker, "ended": ended})
+def mark_ended(conn: Connection, worker: int, over: bool = True) -> None:
+    conn.execute(MARK_ENDED, {"worker": worker, "over": int(over), "now": time.time()})
+
+
+def held(db: Database, conn: Connection, lost: Iterable[Loss]) -> list[Loss]:
+    """Return those that are lost still, now that nobody can change what they hold."""
+    lost = [
+        loss
+        for loss in lost
+        if loss.why == UNKNOWN or conn.execute(HOLD_WORKER, {"worker": loss.worker}).fetchall()
+    ]
+    dead = db.locks.dead(conn, [loss.worker for loss in lost if loss.why == DIED])
+    return [loss for loss in lost if loss.why != DIED or loss.worker in dead]
 
 
 def mark_all_ended(conn: Connection) -> None:
@@ -100,7 +120,7 @@ def mark_all_ended(conn: Connection) -> None:
 
 
 def has_ended(conn: Connection, worker: int) -> bool:
-    return conn.execute(LOOKUP_WORKER, {"worker": worker}).fetchall() not in ([], [(None,)])
+    return conn.execute(HAS_ENDED, {"worker": worker}).fetchall() not in ([], [(None,)])
 
 
 def tell(db: Database, pid: int, fate: str) -> None:
@@ -119,7 +139,8 @@ def live(conn: Connection) -> list[tuple[int, Any, Any, Any, Any]]:
 def how_far(db: Database) -> tuple[dict[str, int], int]:
     """Return the number of evaluations by status, and of workers that live; do not wait to know it."""
     with Signals(), db.glance() as conn:
-        return count(conn), sum(not db.locks.is_dead(worker) for worker, *_ in live(conn))
+        workers = [worker for worker, *_ in live(conn)]
+        return count(db, conn), len(workers) - len(db.locks.dead(conn, workers, surely=False))
 
 
 class Lookout:
@@ -130,29 +151,36 @@ class Lookout:
     """
 
     def __init__(self, db: Database, worker: int, timeout: float | None, clock: Callable[[], float]) -> None:
-        self._locks = db.locks
+        self._db = db
         self._worker = worker
         self._timeout = timeout
         self._clock = clock
         self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
         self.patience = PATIENCE
+        self._due = -float("inf")
         self._untold: dict[int, float] = {}  # worker: first seen dead then, and nobody has said how it died
 
     @property
     def waits(self) -> bool:
-        """Somebody is dead, but who watched him may yet say how he died."""
-        return bool(self._untold)
+        """Somebody is dead, but who watched him may yet say how he died; or is dead if he stays away."""
+        return bool(self._untold) or self._db.locks.doubt
+
+    @property
+    def is_due(self) -> bool:
+        """All together look after one another only so often, however many they are."""
+        return self.waits or self._clock() >= self._due
 
     def lost(self, conn: Connection) -> list[Loss]:
         pending, in_progress = left(conn)
-        settled = self._locks.are_settled(in_progress)
+        settled = self._db.locks.are_settled(in_progress)
         seen, self._seen = self._seen, {}
         untold, self._untold = self._untold, {}
         lost = []
-        for worker, where, pid, _, fate in live(conn):
-            if worker == self._worker:
-                continue
-            if self._locks.is_dead(worker):
+        others = [row for row in live(conn) if row[0] != self._worker]
+        self._due = self._clock() + self._db.watch * len(others) * random.uniform(0.5, 1.5)
+        dead = self._db.locks.dead(conn, [worker for worker, *_ in others])
+        for worker, where, pid, _, fate in others:
+            if worker in dead:
                 if settled and self._is_told(worker, fate, untold):
                     lost.append(Loss(worker, f"process {pid} on {where}", DIED, str(fate or DIED)))
             elif self._timeout is not None and self._is_stalled(conn, worker, seen):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import hashlib
 import os
 import pathlib
 import shutil
@@ -16,12 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from nursery import LIMIT, Instance, Nursery, is_of_coverage
 
 from speval import load_evals
+
+if TYPE_CHECKING:
+    from server import Server
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -187,6 +191,22 @@ def _unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def nursery() -> Iterator[Nursery]:
     with contextlib.closing(Nursery()) as nursery:
         yield nursery
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A PostgreSQL server, of all processes in which tests run."""
+    from server import shared
+
+    folder = tmp_path_factory.getbasetemp()
+    with shared(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder, until) as server:
+        yield server
+
+
+@pytest.fixture
+def table(server: Server, request: pytest.FixtureRequest) -> str:
+    """The URL of a table that is not there yet."""
+    return server.url(f"t{hashlib.md5(request.node.nodeid.encode()).hexdigest()}")
 
 
 @pytest.fixture

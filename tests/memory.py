@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from speval.database.tables import CURRENT, format_of, prepare, show_as_current
 from speval.errors import SpevalError
@@ -14,10 +14,11 @@ from speval.errors import SpevalError
 class Memory:
     """Its workers live until they say that they do not."""
 
-    blind, are_sure = False, True
+    blind, see_all, are_sure, doubt = False, True, True, False
+    ordered, ahead, poll, watch = True, 0.0, 0.1, 0.0
 
     def __init__(self) -> None:
-        self.path = "memory"
+        self.path = self.name = "memory"
         self.locks = self
         self._workers: set[int] = set()
         self._conn: sqlite3.Connection | None = None
@@ -33,8 +34,8 @@ class Memory:
     def discard(self, worker: int) -> None:
         self._workers.discard(worker)
 
-    def is_dead(self, worker: int) -> bool:
-        return worker not in self._workers
+    def dead(self, conn: object, workers: Iterable[int], surely: bool = True) -> set[int]:
+        return {worker for worker in workers if worker not in self._workers}
 
     def are_settled(self, claims: bool) -> bool:
         return True
@@ -64,7 +65,7 @@ class Memory:
                 raise
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self, alone: bool = True) -> Iterator[sqlite3.Connection]:
         if self._conn is None:
             raise SpevalError("it is gone")
         with self.create() as conn:

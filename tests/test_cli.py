@@ -26,6 +26,7 @@ from test_jobs import is_alive
 
 from speval import __version__, count_evals, load_evals, reset_evals, speval
 from speval.cli import main
+from speval.database import locks
 from speval.process import launcher
 from speval.process.instances import Instance
 from speval.process.machine import Mount
@@ -498,7 +499,7 @@ sys.exit(cli.main(["status", "evals.db", "--watch"]))
         self, evaluated: Sandbox, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert survey.survey(evaluated.db).sure
-        monkeypatch.setattr(survey, "mount_of", lambda path: Mount("nfs", ["nolock"]))
+        monkeypatch.setattr(locks, "mount_of", lambda path: Mount("nfs", ["nolock"]))
         assert not survey.survey(evaluated.db).sure
         monkeypatch.undo()
         os.remove(f"{evaluated.db}-lock")

@@ -30,7 +30,7 @@ from speval.workers import how_far
 
 job = importlib.import_module("speval.speval")
 
-DATABASES = ["sqlite", "memory"]
+DATABASES = ["sqlite", "memory", "postgres"]
 
 
 @pytest.fixture(params=DATABASES)
@@ -39,6 +39,11 @@ def db(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[Datab
     if request.param == "memory":
         with contextlib.closing(Memory()) as memory:
             yield memory
+    elif request.param == "postgres":
+        from speval.database import postgres
+
+        request.getfixturevalue("monkeypatch").setattr(postgres, "GONE", 0.0)
+        yield database(request.getfixturevalue("table"))
     else:
         yield database(tmp_path / "evals.db")
 

@@ -14,7 +14,15 @@ import speval
 ROOT = pathlib.Path(speval.__file__).parent
 MAP = [line.split()[0] for line in (speval.__doc__ or "").splitlines() if line.startswith("    ")]
 # What is optional is imported where it is needed.
-OPTIONAL = {"process.instances", "process.jobs", "view.doctor", "view.progress", "view.survey"}
+OPTIONAL = {
+    "database.postgres",
+    "process.instances",
+    "process.jobs",
+    "view.doctor",
+    "view.progress",
+    "view.survey",
+}
+ROOMS = "sqlite", "postgres", "locks", "tables"  # of databases
 
 
 @functools.cache
@@ -82,7 +90,15 @@ def test_only_what_is_optional_is_imported_inside_a_function(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["speval", "workers", "reading", "pace", "space", "values"])
 def test_the_job_knows_no_files_of_a_database_and_no_exceptions_of_one(name: str) -> None:
-    strangers = {"/sqlite3", "/fcntl", "database.sqlite", "database.locks", "database.tables"}
+    strangers = {
+        "/sqlite3",
+        "/fcntl",
+        "/psycopg",
+        "database.sqlite",
+        "database.postgres",
+        "database.locks",
+        "database.tables",
+    }
     assert not {module for module, _, _ in imports(name)} & strangers
 
 

@@ -139,7 +139,7 @@ def test_current_eval_of_two_threads_are_two(tmp_path: pathlib.Path) -> None:
         ("UNKNOWN_HOLDERS", "evals_in_progress"),
         ("LEFT", "evals_pending"),
         ("COMPLETE", "PRIMARY KEY"),
-        ("LOOKUP_EVAL", "sqlite_autoindex_evals_1"),
+        ("LOOKUP", "sqlite_autoindex_evals_1"),
         ("RESET", "PRIMARY KEY"),
     ],
 )
@@ -150,7 +150,7 @@ def test_no_statement_of_a_worker_scans_the_evaluations(
     conn = sqlite3.connect(tmp_path / "evals.db")
     names = ["id", "name", "room", "worker", "now", "attempt", "result", "error", "started", "max_attempts"]
     names += ["first", "last", "status", "line", "enough", "how"]
-    code = next(getattr(room, statement) for room in ROOMS if hasattr(room, statement))
+    code = next(getattr(room, statement) for room in ROOMS if hasattr(room, statement)).format("?")
     values = [1] * code.count("?") or dict.fromkeys(names, 1)
     plan = conn.execute("EXPLAIN QUERY PLAN " + code, values).fetchall()
     conn.close()

@@ -23,6 +23,10 @@ class Cursor(Protocol):
 class Connection(Protocol):
     """A transaction that is under way. Parameters are ``:name``, or ``?`` where speed counts.
 
+    ``:now`` is by the database's own clock where it has one. What stands between ``/*`` and ``*/`` is for
+    databases where several transactions write at once, and need to lock rows. A statement may be on its way
+    until its rows are asked for: so ask for several things first, then look at them.
+
     Its exceptions are called as in PEP 249; they leave a transaction as `SpevalError`.
     """
 
@@ -39,22 +43,30 @@ class Locks(Protocol):
     ----------
     blind : bool
         There are none here: nobody can tell who is dead.
+    see_all : bool
+        Whoever is dead is known to be, on other hosts too.
     are_sure : bool
         Transactions may begin in another thread while `func` runs, whatever that does.
+    doubt : bool
+        Somebody may be dead, which will be known in a moment.
     """
 
     @property
     def blind(self) -> bool: ...
     @property
+    def see_all(self) -> bool: ...
+    @property
     def are_sure(self) -> bool: ...
+    @property
+    def doubt(self) -> bool: ...
 
     def add(self, worker: int) -> None:
         """Say that a worker of this process is alive, until `discard` or the end of the process."""
 
     def discard(self, worker: int) -> None: ...
 
-    def is_dead(self, worker: int) -> bool:
-        """Tell whether a worker of any process is dead for sure."""
+    def dead(self, conn: Any, workers: Iterable[int], surely: bool = True) -> set[int]:
+        """Return those workers, of any process, that are dead: for sure, or as it looks just now."""
 
     def are_settled(self, claims: bool) -> bool:
         """Tell whether every live worker has had the time to say so; are there any `claims`?"""
@@ -70,10 +82,25 @@ class Database(Protocol):
     Attributes
     ----------
     path : str
-        The database for messages, and for other processes: `database(path)` is the same.
+        The database for messages, and to tell it from others.
+    name : str
+        For other processes: `database(name)` is the same. There may be a password in it.
+    ordered : bool
+        One transaction writes at a time: so evaluations are claimed for the first time in their order.
+    ahead : float
+        Seconds by which its clock is ahead of ours.
+    poll : float
+        Seconds, at most, between two looks of a worker that waits.
+    watch : float
+        Seconds, at least, between two looks of all workers together after who lives.
     """
 
     path: str
+    name: str
+    ordered: bool
+    ahead: float
+    poll: float
+    watch: float
 
     @property
     def locks(self) -> Locks: ...
@@ -93,8 +120,8 @@ class Database(Protocol):
     def glance(self) -> contextlib.AbstractContextManager[Any]:
         """Open a transaction that reads and waits for nobody: `SpevalError` if it cannot at once."""
 
-    def write(self) -> contextlib.AbstractContextManager[Any]:
-        """Open a transaction that writes. Nothing is made."""
+    def write(self, alone: bool = False) -> contextlib.AbstractContextManager[Any]:
+        """Open a transaction that writes, beside no other that does if `alone`. Nothing is made."""
 
     def create(self) -> contextlib.AbstractContextManager[Any]:
         """Open a transaction that writes, in a new database if there is none."""

@@ -12,7 +12,7 @@ import struct
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..errors import NotWritable, SpevalError, visible
 from ..process.background import notice
@@ -51,7 +51,7 @@ class Locks:
     `Locks.of` has one object a database and process, which keeps the transactions of its threads apart.
     """
 
-    blind = fcntl is None
+    blind, doubt = fcntl is None, False
 
     @staticmethod
     def of(path: str) -> Locks:
@@ -295,8 +295,15 @@ class Locks:
             if identity(fd) == self._reserved:  # else `func` has closed it
                 os.close(fd)
 
+    @property
+    def see_all(self) -> bool:
+        return self.is_dead(-1) and not mount_of(self._database).local_locks
+
+    def dead(self, conn: object, workers: Iterable[int], surely: bool = True) -> set[int]:
+        """Return those workers, of any process, that are dead."""
+        return set(filter(self.is_dead, workers))
+
     def is_dead(self, worker: int) -> bool:
-        """Tell whether a worker of any process is dead for sure."""
         if self._fd < 0 or worker in self._workers:
             return False
         if not 0 <= worker < 1 << 48:  # nobody has ever had such an id

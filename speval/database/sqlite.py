@@ -62,11 +62,13 @@ class Sqlite:
     But for that of a watchdog, which works only where `Locks.are_sure`.
     """
 
+    ordered, ahead, poll, watch = True, 0.0, 0.1, 0.0
+
     def __init__(self, fname: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
         name = os.fsdecode(fname)
         if not name:
             raise ValueError("the file name of the database is empty")
-        self.path = os.path.realpath(name)
+        self.path = self.name = os.path.realpath(name)
         length = len(os.fsencode(self.path))
         if length > MAX_PATH and os.name == "posix":
             raise ValueError(f"{self.path} has {length} bytes, SQLite takes {MAX_PATH}: use a shorter path")
@@ -105,7 +107,7 @@ class Sqlite:
             show_as_current(conn, self.path)
             yield conn
 
-    def write(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+    def write(self, alone: bool = True) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         return self._transaction("BEGIN IMMEDIATE", "rw")
 
     def create(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
@@ -151,7 +153,8 @@ class Sqlite:
             raise self._explained(exc, counted) from exc
         finally:
             if conn is not None:
-                (_close if os.getpid() == pid else _keep_open)(conn)
+                # Never close what a child has inherited in mid transaction: it would roll its parent's back.
+                (_close if os.getpid() == pid else forks.keep)(conn)
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         path = self.path.replace("\\", "/") if os.name == "nt" else self.path
@@ -224,10 +227,3 @@ def _close(conn: sqlite3.Connection) -> None:
         if conn.in_transaction:
             conn.execute("ROLLBACK")
     conn.close()
-
-
-def _keep_open(conn: sqlite3.Connection) -> None:
-    """Never close what a child has inherited in mid transaction: its parent's would be rolled back."""
-    import ctypes  # here, because nobody else needs it: it takes milliseconds
-
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(conn))

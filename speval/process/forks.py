@@ -25,7 +25,17 @@ from typing import Any
 
 from . import background
 
-__all__ = ["Section", "add_hook", "at_gate", "closed", "in_child", "is_in_hook", "send_again", "watch"]
+__all__ = [
+    "Section",
+    "add_hook",
+    "at_gate",
+    "closed",
+    "in_child",
+    "is_in_hook",
+    "keep",
+    "send_again",
+    "watch",
+]
 
 LOOKS = 200  # whether a fork is over, at most
 
@@ -180,6 +190,13 @@ def add_hook(hook: types.CodeType) -> None:
 def in_child(forget: Callable[[], None]) -> None:
     """Have `forget` called in each forked child."""
     _forgetting.append(forget)
+
+
+def keep(inherited: object) -> None:
+    """Never let an object end, which would close what is not ours."""
+    import ctypes  # here, because nobody else needs it: it takes milliseconds
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
 
 def is_in_hook(frame: types.FrameType | None) -> bool:

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 from ..database import Connection, Database, Name, existing
 from ..errors import SpevalError, cut, last_line
-from ..process.machine import mount_of
 from ..process.signals import Signals
 from ..reading import (
     CHUNK_SIZE,
@@ -32,7 +31,7 @@ from ..reading import (
     first_fresh,
     iter_evals,
 )
-from ..workers import NOBODY, live
+from ..workers import live
 from .progress import ENOUGH, WINDOW
 
 __all__ = [
@@ -154,13 +153,15 @@ def survey(evals_fname: Name, room: int = 10) -> Survey:
     """
     db = existing(evals_fname)
     with Signals(), db.read() as conn:
-        counts = count_surely(conn)
+        counts = count_surely(db, conn)
+        rows = live(conn)
+        dead = db.locks.dead(conn, [id for id, *_ in rows], surely=False)
         workers = [
-            Working(id, _readable(host), _readable(pid), _time(started), not db.locks.is_dead(id))
-            for id, host, pid, started, _ in live(conn)
+            Working(id, _readable(host), _readable(pid), _time(started), id not in dead)
+            for id, host, pid, started, _ in rows
         ]
         claims = conn.execute(RUNNING, {"room": room}).fetchall()
-        sure = db.locks.is_dead(NOBODY) and not mount_of(db.path).local_locks  # a lock that is free is seen
+        sure = db.locks.see_all
     running = [(_text(name), _time(started), worker) for name, started, worker in claims]
     return Survey(counts, workers, running, time.time(), sure)
 
@@ -191,7 +192,7 @@ def _latest(db: Database) -> Iterator[float]:
     """Yield when the latest evaluations were finished, by their place in the space, the last first."""
     with Signals(), db.read() as conn:
         ((total, last),) = conn.execute(SIZE).fetchall()
-        before = min(first_fresh(conn, total, last or 0), 2**63 - 1)  # SQLite has no larger number
+        before = min(first_fresh(db, conn, total, last or 0), 2**63 - 1)  # SQLite has no larger number
     for _ in range(CHUNKS):
         with Signals(), db.read() as conn:
             rows = conn.execute(WHEN_FINISHED, {"before": before, "room": ROOM}).fetchall()

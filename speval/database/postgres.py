@@ -1,0 +1,526 @@
+"""Evaluations in tables of a PostgreSQL server, by one connection for each worker."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import re
+import select
+import time
+import urllib.parse
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import errors, sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.numeric import Int8Dumper
+from psycopg.types.string import StrDumper
+
+from ..errors import NotWritable, SpevalError
+from ..process import forks
+from ..process.background import Ticker, notice
+from ..process.machine import identity
+
+__all__ = ["Postgres"]
+
+OLDEST = 12  # version of the server
+FORMAT = 1
+COMMENT = "evaluations of speval, format "
+MOST = 5000  # rows that one statement takes
+LONGEST = 50  # characters of a table's name, for which those of its indexes leave room
+SYNC = 60.0  # seconds after which the two clocks are compared again
+# Seconds. A lock that is free tells of a death only when its owner has had the time to connect again: so
+# often it looks whether it has to. A server that has started again has lost all locks.
+GONE, KEEP, COME_BACK = 1.5, 0.5, 30.0
+# What ends a connection to a host that has vanished, on both sides, in some 10 s.
+IDLE, INTERVAL, COUNT = 5, 2, 3
+KEEPALIVE = {
+    "keepalives_idle": IDLE,
+    "keepalives_interval": INTERVAL,
+    "keepalives_count": COUNT,
+    "tcp_user_timeout": 1000 * (IDLE + INTERVAL * COUNT),  # milliseconds
+    "connect_timeout": 10,
+}
+SETTINGS = f"""
+    SET tcp_keepalives_idle = {IDLE}; SET tcp_keepalives_interval = {INTERVAL};
+    SET tcp_keepalives_count = {COUNT}; SET tcp_user_timeout = {1000 * (IDLE + INTERVAL * COUNT)};
+    SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0; SET lock_timeout = 0"""
+SECRETS = ("password", "sslpassword", "oauth_client_secret")
+
+NOW = "extract(epoch FROM clock_timestamp())::float8"
+# Nothing that changes with each claim is indexed but the status, and by it only what is not finished.
+CREATE = (
+    """CREATE TABLE evals (
+        id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        name TEXT COLLATE "C" NOT NULL UNIQUE,
+        status TEXT COLLATE "C" NOT NULL,
+        updated FLOAT8 NOT NULL,
+        result TEXT,
+        args TEXT NOT NULL,
+        error TEXT,
+        attempt INTEGER NOT NULL DEFAULT 0,
+        losses INTEGER NOT NULL DEFAULT 0,
+        reset INTEGER NOT NULL DEFAULT 0,
+        worker BIGINT,
+        started FLOAT8)""",
+    """CREATE TABLE workers (
+        id BIGINT PRIMARY KEY, host TEXT NOT NULL, pid BIGINT NOT NULL,
+        started FLOAT8 NOT NULL, ended FLOAT8, code TEXT, fate TEXT)""",
+    """CREATE TABLE spaces (
+        fingerprint TEXT NOT NULL, size BIGINT NOT NULL, func TEXT NOT NULL, added FLOAT8 NOT NULL)""",
+    "CREATE INDEX ON evals (id) WHERE status = 'pending'",
+    "CREATE INDEX ON evals (worker) WHERE status = 'in_progress'",
+    "CREATE INDEX ON evals (id) WHERE status = 'failed'",
+    "CREATE INDEX ON workers (id) WHERE ended IS NULL",
+    f"COMMENT ON TABLE evals IS '{COMMENT}{FORMAT}'",
+)
+FORMAT_OF = "SELECT obj_description(to_regclass(:table), 'pg_class'), to_regclass(:table)::oid::int8"
+LOCK = "SELECT pg_try_advisory_lock(:table::int8::int4, :worker::int8::int4)"
+UNLOCK = "SELECT pg_advisory_unlock(:table::int8::int4, :worker::int8::int4)"
+FREE = """
+    SELECT id FROM workers WHERE id = ANY (:workers)
+        AND NOT (:surely AND started < extract(epoch FROM pg_postmaster_start_time())
+            AND clock_timestamp() < pg_postmaster_start_time() + :grace * interval '1 second')
+        AND NOT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND classid = :table::int8 AND objid = id & 4294967295)"""
+
+
+class Rows:
+    """What a statement has found or changed, which may yet be on its way."""
+
+    def __init__(self, link: Link, cursors: list[psycopg.Cursor[Any]]) -> None:
+        self._link = link
+        self._cursors = cursors
+
+    @property
+    def rowcount(self) -> int:
+        if any(cursor.pgresult is None for cursor in self._cursors):
+            self._link.sync()
+        return sum(cursor.rowcount for cursor in self._cursors)
+
+    def fetchall(self) -> list[Any]:
+        return list(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.chain.from_iterable(cursor.fetchall() for cursor in self._cursors)
+
+    def close(self) -> None: ...
+
+
+class Link:
+    """One connection to a server, and a transaction on it: a `Connection`.
+
+    Statements are sent in one go until the rows of one are asked for.
+    """
+
+    DatabaseError = psycopg.DatabaseError
+
+    def __init__(self, conninfo: str, table: str) -> None:
+        self._conn = conn = psycopg.connect(conninfo, autocommit=True)
+        self._pid = os.getpid()
+        self._identity = identity(conn.fileno())
+        self._pipeline: Any = None
+        self._table = table
+        self.oid = 0  # of the table, once it is known to be one of evaluations
+        conn.adapters.register_dumper(int, Int8Dumper)
+        conn.adapters.register_dumper(str, Text)
+        conn.adapters.register_dumper(str, BinaryText)
+        conn.prepare_threshold = 2
+        conn.execute(SETTINGS)
+        began = time.time()
+        ((pid, now),) = conn.execute(f"SELECT pg_backend_pid(), {NOW}").fetchall()
+        self.ahead = now - (began + time.time()) / 2
+        self.measured = time.monotonic()
+        if pid != conn.info.backend_pid:
+            conn.close()
+            raise SpevalError(
+                "this is a proxy that shares connections to PostgreSQL, which cannot tell who lives: name the"
+                " server itself"
+            )
+        if conn.info.server_version < OLDEST * 10000:
+            conn.close()
+            raise SpevalError(
+                f"PostgreSQL {conn.info.server_version // 10000} is too old: {OLDEST} is needed"
+            )
+        if conn.info.parameter_status("server_encoding") != "UTF8":
+            conn.close()
+            raise SpevalError("this database is not in UTF-8: make one by `createdb -E UTF8 -T template0`")
+
+    @property
+    def is_ours(self) -> bool:
+        """It is of this process, and open, and `func` has not put another file in its place."""
+        if self._pid != os.getpid() or self._conn.closed:
+            return False
+        return identity(self._conn.fileno()) == self._identity
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether the server is still there, as far as the kernel knows."""
+        if not self.is_ours:
+            return False
+        with contextlib.suppress(psycopg.Error, OSError):
+            if select.select([self._conn.fileno()], [], [], 0)[0]:
+                self._conn.pgconn.consume_input()
+            return not self._conn.closed
+        return False
+
+    @contextlib.contextmanager
+    def transaction(self, begin: str) -> Iterator[None]:
+        pipelined = self._conn.pipeline() if psycopg.Pipeline.is_supported() else contextlib.nullcontext()
+        try:
+            with pipelined as self._pipeline:
+                self.execute(begin)
+                yield
+                end = self._conn.execute("COMMIT")
+            if end.statusmessage != "COMMIT":
+                raise psycopg.OperationalError("the transaction was not committed")
+        except BaseException:
+            if self.is_ours:
+                with contextlib.suppress(psycopg.Error):
+                    self._conn.execute("ROLLBACK")
+            raise
+        finally:
+            self._pipeline = None
+
+    def sync(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.sync()
+
+    def execute(self, statement: str, facts: Any = (), /) -> Rows:
+        return Rows(self, [self._conn.execute(translated(statement, self._table), facts)])
+
+    def executemany(self, statement: str, rows: Iterable[Sequence[Any]], /) -> Rows:
+        cursors, left = [], iter(rows)
+        while some := list(itertools.islice(left, MOST)):
+            columns = list(map(list, zip(*some)))
+            cursors.append(self._conn.execute(*for_many(statement, self._table, columns)))
+            if len(some) == MOST:
+                self.sync()
+        return Rows(self, cursors)
+
+    def close(self) -> None:
+        """Close it; never what was inherited from another process, or is another file by now."""
+        if self.is_ours:
+            self._conn.close()
+        elif self._pid == os.getpid() and not self._conn.closed:
+            forks.keep(self._conn)
+
+    def forget(self) -> None:
+        """In a forked child: let the server see the end of the parent's connection when that ends."""
+        if not self._conn.closed and identity(self._conn.fileno()) == self._identity:
+            os.close(self._conn.fileno())
+
+
+class Text(StrDumper):
+    """What PostgreSQL takes for text: a character 0 it does not."""
+
+    def dump(self, obj: str) -> Any:
+        return super().dump(obj.replace("\0", "\\x00"))
+
+
+class BinaryText(psycopg.types.string.StrBinaryDumper):
+    def dump(self, obj: str) -> Any:
+        return super().dump(obj.replace("\0", "\\x00"))
+
+
+NAMES = re.compile(r"\b(FROM|JOIN|UPDATE|INTO|TABLE|ON)\s+(evals|workers|spaces)\b(?!\.)")
+PARAMETERS = re.compile(r"(?<!:):(\w+)|\?")
+
+
+@functools.lru_cache(maxsize=1000)
+def translated(statement: str, table: str) -> bytes:
+    """Return a statement for psycopg: with its names of tables, its parameters, and what locks rows."""
+
+    def named(found: re.Match[str]) -> str:
+        word, name = found.groups()
+        own = quoted(table if name == "evals" else f"{table}_{name}")
+        return f"{word} {own}" if word in ("TABLE", "ON") else f"{word} {own} AS {name}"
+
+    def parameter(found: re.Match[str]) -> str:
+        return NOW if found[1] == "now" else f"%({found[1]})s" if found[1] else "%s"
+
+    text = re.sub(r"/\*(.*?)\*/", r"\1", statement.replace("%", "%%"))
+    return PARAMETERS.sub(parameter, NAMES.sub(named, text)).encode()
+
+
+def quoted(name: str) -> str:
+    return sql.Identifier(name).as_string(None)
+
+
+TYPES = {int: "int8", float: "float8", str: "text", type(None): "text"}
+
+
+def for_many(statement: str, table: str, columns: list[list[Any]]) -> tuple[bytes, list[list[Any]]]:
+    """Return one statement that does for all rows at once, given by columns, what another does for one."""
+    kinds = [
+        next((TYPES[type(value)] for value in column if value is not None), "text") for column in columns
+    ]
+    return _for_many(statement, table, tuple(kinds)), columns
+
+
+@functools.lru_cache(maxsize=100)
+def _for_many(statement: str, table: str, kinds: tuple[str, ...]) -> bytes:
+    numbers = itertools.count()
+    text = re.sub(r"\?", lambda found: f"given.p{next(numbers)}", statement)
+    names = ", ".join(f"p{number}" for number in range(len(kinds)))
+    given = f"FROM unnest({', '.join(f'%s::{kind}[]' for kind in kinds)}) AS given ({names})"
+    before, word, after = text.partition(" WHERE ")
+    if not word:
+        before, word, after = text.partition(" VALUES ")
+        text = f"{before} SELECT {after.strip()[1:-1]} {given}"
+    else:
+        text = f"{before} {given} WHERE {after}"
+    return translated(text, table).replace(b"%%s", b"%s")
+
+
+class Locks:
+    """Advisory locks of the sessions of live workers, which the server drops when their connections end."""
+
+    blind, see_all, are_sure = False, True, True
+
+    def __init__(self, db: Postgres) -> None:
+        self._db = db
+        self._free: dict[int, float] = {}  # worker: its lock first seen free then
+        self.doubt = False
+
+    def add(self, worker: int) -> None:
+        self._db.keep(worker)
+
+    def discard(self, worker: int) -> None:
+        self._db.give_up(worker)
+
+    def dead(self, conn: Link, workers: Iterable[int], surely: bool = True) -> set[int]:
+        facts = {"workers": list(workers), "surely": surely, "grace": COME_BACK, "table": conn.oid}
+        if not facts["workers"]:
+            return set()
+        free = {worker for (worker,) in conn.execute(FREE, facts)}
+        if not surely:
+            return free
+        now = time.monotonic()
+        self._free = {worker: self._free.get(worker, now) for worker in free}
+        dead = {worker for worker, since in self._free.items() if now - since >= GONE}
+        self.doubt = dead != free
+        return dead
+
+    def are_settled(self, claims: bool) -> bool:
+        return True
+
+
+class Postgres:
+    """A `Database` in tables of a server. Its one connection is kept between transactions.
+
+    A thread looks after it while a worker's lock depends on it.
+    """
+
+    ordered, poll, watch = False, 1.0, 0.05
+
+    def __init__(self, url: str) -> None:
+        self.name = url
+        self._conninfo, self._table, self.path = parsed(url)
+        self._section = forks.Section(self._forget)
+        self._link: Link | None = None
+        self._workers: set[int] = set()
+        self._locked: set[int] = set()  # of these, on the connection that there is
+        self._keeper = Ticker(self._look_after)
+        self._opened = False
+        self.ahead = 0.0
+        self.locks = Locks(self)
+        forks.watch()
+
+    def exists(self) -> bool:
+        try:
+            self.require()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def require(self) -> None:
+        with self._transaction("BEGIN READ ONLY") as conn:
+            if not self.is_prepared(conn):
+                raise FileNotFoundError(f"there is no table {self._table} in {self.path}")
+
+    def try_out(self) -> None:
+        with contextlib.suppress(SpevalError), self._transaction("BEGIN READ ONLY"):
+            pass
+
+    def read(self) -> contextlib.AbstractContextManager[Link]:
+        return self._transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+    glance = read
+
+    @contextlib.contextmanager
+    def write(self, alone: bool = False) -> Iterator[Link]:
+        with self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED") as conn:
+            if alone:
+                conn.execute("LOCK TABLE evals IN SHARE ROW EXCLUSIVE MODE")
+            yield conn
+
+    @contextlib.contextmanager
+    def create(self) -> Iterator[Link]:
+        with self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED") as conn:
+            with notice(lambda: f"waiting for who adds evaluations to {self.path}"):
+                conn.execute(
+                    "SELECT pg_advisory_xact_lock(hashtextextended(:table, 0))", {"table": self._table}
+                ).fetchall()
+            yield conn
+
+    def prepare(self, conn: Link) -> bool:
+        if self.is_prepared(conn):
+            return False
+        for statement in CREATE:
+            conn.execute(statement)
+        self.is_prepared(conn)
+        return True
+
+    def is_prepared(self, conn: Link) -> bool:
+        if conn.oid:
+            return True
+        ((comment, oid),) = conn.execute(FORMAT_OF, {"table": quoted(self._table)}).fetchall()
+        if oid is None:
+            return False
+        if not (comment or "").startswith(COMMENT):
+            raise SpevalError(f"{self.path} is a table of something else: name another")
+        if comment != f"{COMMENT}{FORMAT}":
+            raise SpevalError(
+                f"{self.path} has {comment}, this speval knows {FORMAT}: use the newer one that made it"
+            )
+        conn.oid = oid
+        return True
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str) -> Iterator[Link]:
+        with self._section.entered() as free:
+            if not free:
+                raise SpevalError(
+                    f"a signal handler has interrupted a transaction on {self.path}, and cannot use it before"
+                    " that is over: set a flag there, and look at it later"
+                )
+            try:
+                link = self._connected()
+                with link.transaction(begin):
+                    yield link
+            except psycopg.Error as exc:
+                raise self._explained(exc) from exc
+
+    def _connected(self) -> Link:
+        """Return the connection, made anew if it broke; with the locks of our workers."""
+        if self._link is None or not self._link.is_alive:
+            self._disconnect()
+            self._section.attend(1)
+            try:
+                self._link = Link(self._conninfo, self._table)
+            except BaseException:
+                self._section.attend(-1)
+                raise
+            self._finalizer = weakref.finalize(self, self._link.close)
+            self._opened = True
+        link = self._link
+        self.ahead = link.ahead
+        missing = self._workers - self._locked
+        if missing:
+            self._lock(link, missing)
+        return link
+
+    def _lock(self, link: Link, workers: set[int]) -> None:
+        with link.transaction("BEGIN READ ONLY"):
+            if not self.is_prepared(link):
+                return
+            for worker in workers:
+                ((got,),) = link.execute(LOCK, self._key(link, worker)).fetchall()
+                if got:
+                    self._locked.add(worker)
+
+    @staticmethod
+    def _key(link: Link, worker: int) -> dict[str, int]:
+        return {"table": _signed(link.oid), "worker": _signed(worker & 0xFFFFFFFF)}
+
+    def _disconnect(self) -> None:
+        link, self._link = self._link, None
+        self._locked.clear()
+        if link is not None:
+            self._finalizer.detach()
+            link.close()
+            self._section.attend(-1)
+
+    def _forget(self) -> None:
+        """In a forked child: what is of the parent stays so."""
+        if self._link is not None:
+            self._link.forget()
+            self._finalizer.detach()
+        self._link = None
+        self._workers.clear()
+        self._locked.clear()
+
+    def keep(self, worker: int) -> None:
+        """Say that a worker lives, for as long as this process does."""
+        self._workers.add(worker)
+        self._look_after()
+        self._keeper.start(KEEP)
+
+    def give_up(self, worker: int) -> None:
+        with self._section.lock:
+            self._workers.discard(worker)
+            if worker in self._locked:
+                self._locked.discard(worker)
+                if self._link is not None and self._link.is_ours:
+                    with contextlib.suppress(psycopg.Error):
+                        self._link.execute(UNLOCK, self._key(self._link, worker))
+        if not self._workers:
+            self._keeper.stop()
+
+    def _look_after(self) -> float:
+        """See that our workers have their locks."""
+        if self._section.lock.acquire(blocking=False):  # else a transaction does it
+            try:
+                with contextlib.suppress(psycopg.Error, SpevalError):
+                    self._connected()
+            finally:
+                self._section.lock.release()
+        return KEEP
+
+    def _explained(self, exc: psycopg.Error) -> SpevalError:
+        said = " ".join(str(exc).split())
+        if isinstance(exc, errors.UndefinedTable) and self._opened:
+            return SpevalError(f"{self.path} was deleted while it was in use: start again")
+        if exc.sqlstate is None or exc.sqlstate[:2] in ("08", "40", "53", "55", "57", "58", "25"):
+            return NotWritable(f"{self.path} cannot be used for now ({said})")
+        return SpevalError(f"{self.path} cannot be used ({said})")
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 32) if number >= 1 << 31 else number
+
+
+def parsed(url: str) -> tuple[str, str, str]:
+    """Return what libpq takes, the table, and the URL as it may be shown."""
+    before, _, query = url.partition("?")
+    pieces = [piece for piece in query.split("&") if piece]
+    table = "evals"
+    for piece in pieces:
+        if piece.startswith("table="):
+            table = urllib.parse.unquote(piece[len("table=") :])
+    rest = "&".join(piece for piece in pieces if not piece.startswith("table="))
+    try:
+        known = conninfo_to_dict(f"{before}?{rest}" if rest else before)
+    except psycopg.ProgrammingError:
+        raise ValueError(
+            "the URL of the database is none that libpq knows: postgresql://user@host:port/dbname?table=name"
+        ) from None
+    if not 0 < len(table.encode()) <= LONGEST:
+        raise ValueError(f"the name of a table has 1 to {LONGEST} bytes, not {table!r}")
+    conninfo = make_conninfo("", **{**KEEPALIVE, "application_name": "speval", **known})
+    return conninfo, table, _shown(known, table)
+
+
+def _shown(known: Mapping[str, Any], table: str) -> str:
+    quote = functools.partial(urllib.parse.quote, safe="")
+    user = f"{quote(str(known['user']))}@" if known.get("user") else ""
+    host = quote(str(known.get("host", "")), safe=",") if "host" in known else ""
+    port = f":{known['port']}" if known.get("port") else ""
+    dbname = f"/{quote(str(known['dbname']))}" if known.get("dbname") else "/"
+    return f"postgresql://{user}{host}{port}{dbname}?table={quote(table)}"

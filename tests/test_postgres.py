@@ -1,0 +1,396 @@
+"""PostgreSQL: the same promises on a server, which may go away, come back, or end connections."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import PYTHON, Sandbox, until
+from nursery import LIMIT
+from server import Server
+
+from speval import SpevalError, count_evals, iter_evals, load_evals, reset_evals, speval
+from speval.database import database
+from speval.view import survey
+
+DONE = ["completed"]
+
+
+@pytest.fixture
+def alone() -> Iterator[Server]:
+    """A server of one test, which may do with it what it likes."""
+    server = Server.make()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+def calls(sandbox: Sandbox) -> collections.Counter[str]:
+    return collections.Counter(sandbox.calls())
+
+
+SLOW = """
+def func(x):
+    note(x)
+    time.sleep(0.05)
+    return x
+
+speval(func, range(int(sys.argv[2])), sys.argv[1])
+"""
+
+
+class TestDeath:
+    def test_what_a_killed_worker_held_is_reclaimed_after_a_moment(
+        self, sandbox: Sandbox, table: str
+    ) -> None:
+        script = """
+def func(x):
+    note(x, os.getpid())
+    if not os.path.exists("killed"):
+        wait_for("never")
+
+speval(func, [1], sys.argv[1])
+"""
+        doomed = sandbox.start(script, table)
+        until(sandbox.calls)
+        other = sandbox.start(script, table)
+        until(lambda: len(survey.survey(table).workers) == 2)
+        sandbox.touch("killed")
+        sandbox.end_by(doomed, signal.SIGKILL)
+        sandbox.end(other)
+        (row,) = load_evals(table)
+        assert (row["status"], row["attempt"], row["losses"]) == ("completed", 2, 1)
+
+    def test_a_child_of_func_that_goes_on_does_not_keep_its_dead_parent_alive(
+        self, sandbox: Sandbox, table: str
+    ) -> None:
+        script = """
+def func(x):
+    if not os.path.exists("forked"):
+        if os.fork() == 0:
+            note(os.getpid())
+            wait_for("over")
+            os._exit(0)
+        open("forked", "w")
+        wait_for("never")
+
+speval(func, [1], sys.argv[1])
+"""
+        doomed = sandbox.start(script, table)
+        until(lambda: (sandbox.path / "forked").exists() and sandbox.calls())
+        child = int(sandbox.calls()[0])
+        os.kill(doomed.pid, signal.SIGKILL)
+        try:
+            sandbox.run(script, table)
+            assert load_evals(table)[0]["losses"] == 1
+            os.kill(child, 0)
+        finally:
+            sandbox.touch("over")
+
+    def test_a_storm_of_kills_loses_nothing(self, sandbox: Sandbox, table: str) -> None:
+        script = """
+import random
+def func(x):
+    time.sleep(0.002)
+    if random.random() < 0.05:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+try:
+    speval(func, range(300), sys.argv[1], max_attempts=1000)
+except KeyboardInterrupt:
+    pass
+"""
+        running = [sandbox.start(script, table) for _ in range(4)]
+        until(lambda: _restarted(sandbox, script, table, running))
+        assert [row["result"] for row in load_evals(table)] == list(range(300))
+
+
+def _restarted(sandbox: Sandbox, script: str, table: str, running: list[Any]) -> bool:
+    """Start again those that were killed; tell whether all have ended well."""
+    for index, instance in enumerate(running):
+        if instance.poll() == -signal.SIGKILL:
+            running[index] = sandbox.start(script, table)
+    return all(instance.poll() == 0 for instance in running)
+
+
+class TestServer:
+    def test_a_restart_costs_a_pause_and_nothing_else(self, sandbox: Sandbox, alone: Server) -> None:
+        table = alone.url("sweep")
+        instances = [sandbox.start(SLOW, table, "200") for _ in range(4)]
+        until(lambda: len(sandbox.calls()) > 40)
+        alone.stop(signal.SIGQUIT)  # as `pg_ctl restart -m immediate`
+        alone.start()
+        for instance in instances:
+            sandbox.end(instance)
+        rows = load_evals(table)
+        assert [row["result"] for row in rows] == list(range(200))
+        assert {(row["attempt"], row["losses"]) for row in rows} == {(1, 0)}
+        assert set(calls(sandbox).values()) == {1}
+
+    def test_a_result_is_kept_until_the_server_is_back(self, sandbox: Sandbox, alone: Server) -> None:
+        table = alone.url("sweep")
+        script = """
+import logging
+logging.basicConfig()
+
+def func(x):
+    note(x)
+    wait_for("stopped")
+    return 17
+
+speval(func, [1], sys.argv[1])
+"""
+        instance = sandbox.start(script, table)
+        until(sandbox.calls)
+        alone.stop()
+        sandbox.touch("stopped")
+        time.sleep(1.0)
+        alone.start()
+        assert "1 finished evaluations are kept in memory" in sandbox.end(instance)
+        (row,) = load_evals(table)
+        assert (row["result"], row["attempt"], row["losses"]) == (17, 1, 0)
+
+    def test_connections_that_are_cut_cost_nothing(
+        self, sandbox: Sandbox, server: Server, table: str
+    ) -> None:
+        name = table.partition("table=")[2]
+        instances = [sandbox.start(SLOW, f"{table}&application_name={name}", "200") for _ in range(4)]
+        cut = 0
+        while any(instance.poll() is None for instance in instances):
+            cut += len(
+                server.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", name
+                )
+            )
+            time.sleep(0.3)
+        for instance in instances:
+            sandbox.end(instance)
+        rows = load_evals(table)
+        assert cut > 20
+        assert [row["result"] for row in rows] == list(range(200))
+        assert {row["losses"] for row in rows} == {0}
+        assert set(calls(sandbox).values()) == {1}
+
+    def test_one_that_is_not_there_is_a_clear_error(self) -> None:
+        with pytest.raises(SpevalError, match="cannot be used for now .*Connection refused"):
+            speval(abs, [1], "postgresql://u:hunter2@127.0.0.1:1/d?table=t")
+
+
+class TestFunc:
+    def test_it_may_close_all_descriptors_and_open_its_own(self, sandbox: Sandbox, table: str) -> None:
+        script = """
+def func(x):
+    os.closerange(3, 1000)
+    files = [open(f"{x}.{n}", "wb", 0) for n in range(20)]
+    time.sleep(0.8)  # the lock has to be looked after meanwhile
+    return all(os.fstat(file.fileno()).st_size == 0 for file in files)
+
+speval(func, range(3), sys.argv[1])
+"""
+        sandbox.run(script, table)
+        assert [(row["result"], row["losses"]) for row in load_evals(table)] == [(True, 0)] * 3
+        assert not any(file.stat().st_size for file in sandbox.path.glob("[0-9].*"))
+
+    def test_it_may_fork_whatever_the_child_does(self, sandbox: Sandbox, table: str) -> None:
+        script = """
+import gc
+
+def func(x):
+    child = os.fork()
+    if child == 0:
+        gc.collect()
+        (os._exit if x % 2 else sys.exit)(count_evals(sys.argv[1])["in_progress"] - 1)
+    return os.waitpid(child, 0)[1]
+
+speval(func, range(10), sys.argv[1])
+print(count_evals(sys.argv[1])["completed"])
+"""
+        assert sandbox.run(script, table).endswith("10\n")
+        assert [(row["result"], row["attempt"]) for row in load_evals(table)] == [(0, 1)] * 10
+
+    def test_its_times_are_by_the_clock_of_the_server(self, sandbox: Sandbox, table: str) -> None:
+        script = """
+clock = time.time
+time.time = lambda: clock() + 100_000
+speval(abs, [1], sys.argv[1])
+"""
+        began = time.time()
+        sandbox.run(script, table)
+        (row,) = load_evals(table)
+        assert began - 1 < row["started"] <= row["updated"] < time.time() + 1
+
+    def test_text_that_a_server_does_not_take_costs_nothing(self, table: str) -> None:
+        def func(x: int) -> Any:
+            if x == 1:
+                raise ValueError("a\0b")
+            return {"a\0b\ud800": "ä\0"}
+
+        speval(func, {"\0": 0, "%s :now ?": 1}, table)
+        first, second = load_evals(table)
+        assert first["result"] == {"a\0b\ud800": "ä\0"}
+        assert second["name"] == "%s :now ?"
+        assert second["error"].endswith("ValueError: a\\x00b\n")
+
+
+class TestProcesses:
+    def test_local_ones_share_the_work(self, sandbox: Sandbox, table: str) -> None:
+        sandbox.run("print(speval(abs, range(50), sys.argv[1], n_jobs=3))", table)
+        assert [row["result"] for row in load_evals(table)] == list(range(50))
+
+    def test_one_that_dies_is_replaced_and_how_it_died_is_stored(self, sandbox: Sandbox, table: str) -> None:
+        script = """
+def func(x):
+    if x == 3 and not os.path.exists("died"):
+        open("died", "w")
+        os.write(2, b"last words")
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return x
+
+speval(func, range(10), sys.argv[1], n_jobs=2)
+"""
+        sandbox.run(script, table)
+        row = load_evals(table)[3]
+        assert (row["result"], row["losses"]) == (3, 1)
+
+
+class TestUrl:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://user:hunter2@127.0.0.1:1/db?table=t",
+            "postgresql://user@127.0.0.1:1/db?table=t&password=hunter2",
+            "postgres://user:hunter2@127.0.0.1:1/db",
+        ],
+    )
+    def test_a_password_is_never_shown(self, url: str) -> None:
+        db = database(url)
+        with pytest.raises(SpevalError) as caught:
+            load_evals(url)
+        assert "hunter2" not in f"{caught.value}{db.path}{db!r}"
+        assert db.name == url
+
+    def test_nor_where_the_url_is_wrong(self) -> None:
+        with pytest.raises(ValueError, match="none that libpq knows") as caught:
+            load_evals("postgresql://user:hunter2@host:port/db?nonsense=hunter2")
+        assert "hunter2" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+    @pytest.mark.parametrize("name", ["", "x" * 51])
+    def test_a_name_that_no_table_can_have_is_refused(self, server: Server, name: str) -> None:
+        with pytest.raises(ValueError, match="1 to 50 bytes"):
+            database(server.url(name))
+
+    def test_a_name_is_quoted(self, server: Server) -> None:
+        url = server.url("%22; drop table x --%27 %25s :now ä")
+        speval(abs, [1, 2], url)
+        assert [row["result"] for row in load_evals(url)] == [1, 2]
+        names = [name for (name,) in server.execute("SELECT relname FROM pg_class WHERE relkind = 'r'")]
+        assert {"\"; drop table x --' %s :now ä" + more for more in ("", "_workers", "_spaces")} <= set(names)
+
+    def test_without_psycopg_it_says_what_is_needed(self, sandbox: Sandbox) -> None:
+        script = """
+sys.modules["psycopg"] = None
+try:
+    load_evals("postgresql://localhost/db?table=t")
+except SpevalError as exc:
+    print(exc)
+"""
+        assert "needs the package psycopg" in sandbox.run(script)
+
+    def test_what_libpq_knows_from_elsewhere_is_used(self, server: Server, sandbox: Sandbox) -> None:
+        service = sandbox.path / "service"
+        service.write_text(f"[lab]\nhost=127.0.0.1\nport={server.port}\nuser=speval\ndbname=postgres\n")
+        script = f"""
+os.environ["PGSERVICEFILE"] = {str(service)!r}
+os.environ["PGSERVICE"] = "lab"
+print(speval(abs, [1], "postgresql://?table=of_a_service")["completed"])
+"""
+        assert sandbox.run(script) == "1\n"
+
+
+class TestTables:
+    @pytest.mark.parametrize("ask", [load_evals, count_evals, reset_evals, lambda url: list(iter_evals(url))])
+    def test_what_is_not_there_is_not_found_and_not_made(self, server: Server, table: str, ask: Any) -> None:
+        with pytest.raises(FileNotFoundError):
+            ask(table)
+        assert not database(table).exists()
+
+    def test_a_table_of_something_else_is_left_alone(self, server: Server) -> None:
+        server.execute("CREATE TABLE IF NOT EXISTS accounts (id INTEGER)")
+        for ask in (load_evals, lambda url: speval(abs, [1], url)):
+            with pytest.raises(SpevalError, match="is a table of something else"):
+                ask(server.url("accounts"))
+
+    def test_one_of_a_newer_speval_is_left_alone(self, server: Server, table: str) -> None:
+        speval(abs, [1], table)
+        name = table.partition("table=")[2]
+        server.execute(f"COMMENT ON TABLE {name} IS 'evaluations of speval, format 2'")
+        with pytest.raises(SpevalError, match="use the newer one"):
+            load_evals(table)
+
+    def test_one_that_is_dropped_in_use_is_an_error(
+        self, server: Server, sandbox: Sandbox, table: str
+    ) -> None:
+        instance = sandbox.start(SLOW, table, "1000")
+        until(sandbox.calls)
+        name = table.partition("table=")[2]
+        server.execute(f"DROP TABLE {name}, {name}_workers, {name}_spaces")
+        assert "was deleted while it was in use" in sandbox.end(instance, 1)
+        with pytest.raises(FileNotFoundError):
+            load_evals(table)
+
+    def test_instances_that_start_at_once_make_them_once(self, sandbox: Sandbox, table: str) -> None:
+        instances = [sandbox.start("speval(abs, range(20), sys.argv[1])", table) for _ in range(8)]
+        for instance in instances:
+            sandbox.end(instance)
+        assert [row["result"] for row in load_evals(table)] == list(range(20))
+
+    def test_a_database_in_another_encoding_is_refused(self, server: Server) -> None:
+        server.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
+        with pytest.raises(SpevalError, match="not in UTF-8"):
+            speval(abs, [1], server.url("t").replace("/postgres?", "/latin?"))
+
+
+class TestCommands:
+    def run(self, sandbox: Sandbox, *words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [*PYTHON[:1], "-m", "speval", *words],
+            cwd=sandbox.path,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    def test_all_of_them_work_and_show_no_password(self, sandbox: Sandbox, table: str) -> None:
+        table = table.replace("speval@", "speval:hunter2@")
+        speval(lambda x: {"loss": 1 / x}, range(5), table)
+        said = [
+            self.run(sandbox, "status", table, "--best", "loss", code=1),
+            self.run(sandbox, "results", table, "--sort", "loss"),
+            self.run(sandbox, "errors", table, code=1),
+            self.run(sandbox, "errors", table, "0", code=1),
+            self.run(sandbox, "retry", table),
+            self.run(sandbox, "doctor", table),
+        ]
+        assert "4 completed" in said[0]
+        assert said[4] == "1 evaluation is pending again\n"
+        assert "hunter2" not in "".join(said)
+
+    def test_instances_that_run_starts_are_shown(self, sandbox: Sandbox, table: str) -> None:
+        (sandbox.path / "sweep.py").write_text(
+            f"from speval import speval\nspeval(abs, range(30), {table!r})\n"
+        )
+        printed = self.run(sandbox, "run", "-n", "3", "sweep.py")
+        assert "30/30" in printed
+        assert count_evals(table)["completed"] == 30
