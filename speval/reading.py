@@ -206,7 +206,7 @@ def count(db: Database, conn: Connection) -> dict[str, int]:
 def first_fresh(db: Database, conn: Connection, total: int, last: int) -> int:
     """Return the id from which on nothing was ever claimed."""
     reached, fresh = 0, last
-    if not db.ordered or not conn.execute(IS_FRESH, {"id": last}).fetchall():
+    if not db.serial or not conn.execute(IS_FRESH, {"id": last}).fetchall():
         reached, fresh = last, last + 1
     while total == last and reached + 1 < fresh:  # else rows were deleted, and ids prove nothing
         middle = (reached + fresh) // 2

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import workers
-from .database import Connection, Database, Name, database, existing, shown
+from .database import Connection, Database, Name, database, existing, later, shown
 from .errors import NotWritable, SpaceMismatch, SpevalError, cut, last_line, visible
 from .function import code_of, differences, name_of
 from .pace import SHARE, Pace
@@ -191,7 +191,7 @@ def claim(db: Database, conn: Connection, worker: int, room: int) -> list[tuple[
         ids = [id for id, *_ in claims]
         facts = {"last": ids[-1], "ids": ids, "worker": worker, "now": time.time()}
         claimed = conn.execute(CLAIM, facts)
-        if db.ordered and claimed.rowcount != len(claims):  # where they are locked it cannot be otherwise
+        if db.serial and claimed.rowcount != len(claims):  # where they are locked it cannot be otherwise
             raise conn.DatabaseError("its index of pending evaluations is not right")
     return claims
 
@@ -229,7 +229,7 @@ IS_STORED = """
         AND updated = :ended"""
 
 
-def finish(conn: Connection, worker: int, outcomes: list[Outcome]) -> Callable[[], list[bool]]:
+def finish(db: Database, conn: Connection, worker: int, outcomes: list[Outcome]) -> Callable[[], list[bool]]:
     """Complete or fail evaluations; what is returned tells which, False if a claim does not count any more.
 
     A late result, of a claim that was lost, is stored as long as there is no other result; a late
@@ -248,7 +248,7 @@ def finish(conn: Connection, worker: int, outcomes: list[Outcome]) -> Callable[[
             return [True] * len(outcomes)
         return [_is_stored(conn, worker, outcome) for outcome in outcomes]
 
-    return look
+    return later(db, look)
 
 
 def _is_stored(conn: Connection, worker: int, outcome: Outcome) -> bool:
@@ -549,16 +549,17 @@ class Worker:
             if since not in (None, self._since):
                 return 0
             outcomes, unstarted = self.done[:], self._unstarted()
-            with self._db.write() as conn, self._checked_in(conn) as find:
+            with self._db.write() as conn:
                 waiting = self._clock() - began
-                finished = finish(conn, self.id, outcomes)
+                check = workers.check_in(self._db, conn, self._row, self._joined)
+                finished = finish(self._db, conn, self.id, outcomes)
                 if room or unstarted:
                     release(conn, self.id, -(2**63) if room else unstarted[0].id)
                 if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
                     said = reclaim(self._db, conn, self._lookout.lost(conn), self._max_attempts)
                     self._looked = -float("inf") if self._lookout.waits else self._clock()
                 rows = claim(self._db, conn, self.id, room)
-                find()
+                check()
                 stored = finished()
             self._joined = True
             del self.done[: len(outcomes)]
@@ -569,13 +570,6 @@ class Worker:
                 self._cost = waiting, self._claimed[0] - began - waiting
         self._say(said, outcomes, stored, claims)
         return len(claims)
-
-    @contextlib.contextmanager
-    def _checked_in(self, conn: Connection) -> Iterator[Callable[[], None]]:
-        """Have it asked whether we are in the database; yield what is to be called to know it."""
-        facts = self._db, conn, self._row, self._joined
-        with contextlib.closing(workers.check_in(*facts)) as asked:  # an open one would keep its lock
-            yield lambda: workers.find(*facts, asked)
 
     def _unstarted(self) -> list[Claim]:
         """Take back what is not started. From the right: so the loop starts none behind the first of it."""
@@ -599,9 +593,9 @@ class Worker:
                 with self._db.read() as conn:
                     if workers.has_ended(conn, self.id):
                         return count(self._db, conn)
-            with self._db.write() as conn, self._checked_in(conn) as find:
-                find()
-                stored = finish(conn, self.id, self.done)()
+            with self._db.write() as conn:
+                workers.check_in(self._db, conn, self._row, self._joined)()
+                stored = finish(self._db, conn, self.id, self.done)()
                 said = self._give_up_claims(conn)
                 workers.mark_ended(conn, self.id)
                 workers.mark_all_ended(conn)

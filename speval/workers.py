@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .database import Connection, Cursor, Database
+from .database import Connection, Database, later
 from .errors import SpevalError
 from .process.machine import host
 from .process.signals import Signals
@@ -23,7 +23,6 @@ __all__ = [
     "Lookout",
     "Loss",
     "check_in",
-    "find",
     "has_ended",
     "held",
     "how_far",
@@ -55,7 +54,6 @@ UNKNOWN_HOLDERS = """
     SELECT DISTINCT coalesce(worker, -1) FROM evals WHERE status = 'in_progress'
         AND (worker IS NULL OR worker NOT IN (SELECT id FROM workers WHERE ended IS NULL))"""
 
-REPLACED = "{path} was replaced while it was in use: start again"
 NOBODY = -1  # who holds claims that name none
 DIED, STALLED, UNKNOWN = "died", "ran past the timeout", "is unknown"
 PATIENCE = 1.0  # seconds in which who watched a process that has died says how
@@ -83,20 +81,22 @@ def row(worker: int, code: str | None, watched: bool) -> dict[str, Any]:
     }
 
 
-def check_in(db: Database, conn: Connection, row: dict[str, Any], joined: bool) -> Cursor:
-    """Enter a worker, once; after that it has to be there: give what is returned to `find`, then close it."""
-    if not db.is_prepared(conn):
-        raise SpevalError(REPLACED.format(path=db.path))
-    return conn.execute(LOOKUP_WORKER if joined else JOIN, row)
+def check_in(db: Database, conn: Connection, row: dict[str, Any], joined: bool) -> Callable[[], None]:
+    """Enter a worker, once; after that it has to be there, or the database is another one."""
+    prepared = db.is_prepared(conn)
+    if prepared and not joined:
+        conn.execute(JOIN, row)
+        return lambda: None
+    asked = conn.execute(LOOKUP_WORKER, row) if prepared else None
 
+    def look() -> None:
+        found = asked.fetchall() if asked is not None else []
+        if not found:
+            raise SpevalError(f"{db.path} was replaced while it was in use: start again")
+        if found[0][0] is not None:  # somebody took us for dead
+            mark_ended(conn, row["worker"], over=False)
 
-def find(db: Database, conn: Connection, row: dict[str, Any], joined: bool, asked: Cursor) -> None:
-    """Make sure that a worker is there, or the database is another one."""
-    found = asked.fetchall() if joined else [(None,)]
-    if not found:
-        raise SpevalError(REPLACED.format(path=db.path))
-    if found[0][0] is not None:  # somebody took us for dead
-        mark_ended(conn, row["worker"], over=False)
+    return later(db, look)
 
 
 def mark_ended(conn: Connection, worker: int, over: bool = True) -> None:

@@ -15,7 +15,7 @@ class Memory:
     """Its workers live until they say that they do not."""
 
     blind, see_all, are_sure, doubt = False, True, True, False
-    ordered, ahead, poll, watch = True, 0.0, 0.1, 0.0
+    serial, ahead, poll, watch = True, 0.0, 0.1, 0.0
 
     def __init__(self) -> None:
         self.path = self.name = "memory"

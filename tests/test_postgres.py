@@ -165,23 +165,24 @@ speval(func, [1], sys.argv[1])
         name = table.partition("table=")[2]
         instances = [sandbox.start(SLOW, f"{table}&application_name={name}", "200") for _ in range(4)]
         cut = 0
+        until(lambda: database(table).exists() and len(survey.survey(table).workers) == 4)
         while any(instance.poll() is None for instance in instances):
             cut += len(
                 server.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", name
                 )
             )
-            time.sleep(0.3)
+            time.sleep(0.5)
         for instance in instances:
             sandbox.end(instance)
         rows = load_evals(table)
-        assert cut > 20
+        assert cut > 10
         assert [row["result"] for row in rows] == list(range(200))
         assert {row["losses"] for row in rows} == {0}
         assert set(calls(sandbox).values()) == {1}
 
     def test_one_that_is_not_there_is_a_clear_error(self) -> None:
-        with pytest.raises(SpevalError, match="cannot be used for now .*Connection refused"):
+        with pytest.raises(SpevalError, match=r"cannot be used for now .*Connection refused"):
             speval(abs, [1], "postgresql://u:hunter2@127.0.0.1:1/d?table=t")
 
 
@@ -364,6 +365,7 @@ class TestCommands:
     def run(self, sandbox: Sandbox, *words: str, code: int = 0) -> str:
         done = subprocess.run(
             [*PYTHON[:1], "-m", "speval", *words],
+            check=False,
             cwd=sandbox.path,
             capture_output=True,
             text=True,

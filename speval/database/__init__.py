@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import SpevalError
 from .sqlite import Sqlite
 
 if TYPE_CHECKING:
-    from .interface import Connection, Cursor, Database, Name
+    from .interface import Connection, Database, Name
 else:  # which take 3 ms to make, of each start
-    Connection = Cursor = Database = Name = Any
+    Connection = Database = Name = Any
 
-__all__ = ["Connection", "Cursor", "Database", "Name", "database", "existing", "is_url", "shown"]
+__all__ = ["Connection", "Database", "Name", "database", "existing", "is_url", "later", "shown"]
 
+T = TypeVar("T")
 SCHEMES = ("postgresql://", "postgres://")
 
 
@@ -58,6 +60,17 @@ def existing(name: Name) -> Database:
     db = database(name)
     db.require()
     return db
+
+
+def later(db: Database, look: Callable[[], T]) -> Callable[[], T]:
+    """Return what tells the answer of statements, to be called when it is needed.
+
+    Where they are not sent together, but answered one by one, the answer is that of now.
+    """
+    if not db.serial:
+        return look
+    answer = look()
+    return lambda: answer
 
 
 def shown(name: Name) -> str:

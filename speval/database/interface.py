@@ -85,8 +85,9 @@ class Database(Protocol):
         The database for messages, and to tell it from others.
     name : str
         For other processes: `database(name)` is the same. There may be a password in it.
-    ordered : bool
-        One transaction writes at a time: so evaluations are claimed for the first time in their order.
+    serial : bool
+        One transaction writes at a time: so evaluations are claimed for the first time in their order. And
+        its statements are answered one by one.
     ahead : float
         Seconds by which its clock is ahead of ours.
     poll : float
@@ -97,7 +98,7 @@ class Database(Protocol):
 
     path: str
     name: str
-    ordered: bool
+    serial: bool
     ahead: float
     poll: float
     watch: float

@@ -35,7 +35,7 @@ LONGEST = 50  # characters of a table's name, for which those of its indexes lea
 SYNC = 60.0  # seconds after which the two clocks are compared again
 # Seconds. A lock that is free tells of a death only when its owner has had the time to connect again: so
 # often it looks whether it has to. A server that has started again has lost all locks.
-GONE, KEEP, COME_BACK = 1.5, 0.5, 30.0
+GONE, KEEP, COME_BACK = 1.5, 0.25, 30.0
 # What ends a connection to a host that has vanished, on both sides, in some 10 s.
 IDLE, INTERVAL, COUNT = 5, 2, 3
 KEEPALIVE = {
@@ -78,7 +78,8 @@ CREATE = (
     "CREATE INDEX ON workers (id) WHERE ended IS NULL",
     f"COMMENT ON TABLE evals IS '{COMMENT}{FORMAT}'",
 )
-FORMAT_OF = "SELECT obj_description(to_regclass(:table), 'pg_class'), to_regclass(:table)::oid::int8"
+# To look into pg_class lets a session hear of the tables that others have made while it waited.
+FORMAT_OF = "SELECT obj_description(oid, 'pg_class'), oid::int8 FROM pg_class WHERE oid = to_regclass(:table)"
 LOCK = "SELECT pg_try_advisory_lock(:table::int8::int4, :worker::int8::int4)"
 UNLOCK = "SELECT pg_advisory_unlock(:table::int8::int4, :worker::int8::int4)"
 FREE = """
@@ -172,17 +173,19 @@ class Link:
     @contextlib.contextmanager
     def transaction(self, begin: str) -> Iterator[None]:
         pipelined = self._conn.pipeline() if psycopg.Pipeline.is_supported() else contextlib.nullcontext()
+        self._pipeline = pipelined.__enter__()
         try:
-            with pipelined as self._pipeline:
-                self.execute(begin)
-                yield
-                end = self._conn.execute("COMMIT")
+            self.execute(begin)
+            yield
+            end = self._conn.execute("COMMIT")
+            pipelined.__exit__(None, None, None)
             if end.statusmessage != "COMMIT":
                 raise psycopg.OperationalError("the transaction was not committed")
         except BaseException:
-            if self.is_ours:
-                with contextlib.suppress(psycopg.Error):
-                    self._conn.execute("ROLLBACK")
+            with contextlib.suppress(psycopg.Error):  # which psycopg would log, if it knew what was raised
+                pipelined.__exit__(None, None, None)
+            with contextlib.suppress(psycopg.Error):
+                self._conn.execute("ROLLBACK")
             raise
         finally:
             self._pipeline = None
@@ -238,14 +241,14 @@ def translated(statement: str, table: str) -> bytes:
 
     def named(found: re.Match[str]) -> str:
         word, name = found.groups()
-        own = quoted(table if name == "evals" else f"{table}_{name}")
+        own = quoted(table if name == "evals" else f"{table}_{name}").replace("%", "%%")
         return f"{word} {own}" if word in ("TABLE", "ON") else f"{word} {own} AS {name}"
 
     def parameter(found: re.Match[str]) -> str:
         return NOW if found[1] == "now" else f"%({found[1]})s" if found[1] else "%s"
 
     text = re.sub(r"/\*(.*?)\*/", r"\1", statement.replace("%", "%%"))
-    return PARAMETERS.sub(parameter, NAMES.sub(named, text)).encode()
+    return NAMES.sub(named, PARAMETERS.sub(parameter, text)).encode()
 
 
 def quoted(name: str) -> str:
@@ -268,14 +271,14 @@ def _for_many(statement: str, table: str, kinds: tuple[str, ...]) -> bytes:
     numbers = itertools.count()
     text = re.sub(r"\?", lambda found: f"given.p{next(numbers)}", statement)
     names = ", ".join(f"p{number}" for number in range(len(kinds)))
-    given = f"FROM unnest({', '.join(f'%s::{kind}[]' for kind in kinds)}) AS given ({names})"
+    given = f"FROM unnest({', '.join(f'?::{kind}[]' for kind in kinds)}) AS given ({names})"
     before, word, after = text.partition(" WHERE ")
     if not word:
         before, word, after = text.partition(" VALUES ")
         text = f"{before} SELECT {after.strip()[1:-1]} {given}"
     else:
         text = f"{before} {given} WHERE {after}"
-    return translated(text, table).replace(b"%%s", b"%s")
+    return translated(text, table)
 
 
 class Locks:
@@ -285,7 +288,8 @@ class Locks:
 
     def __init__(self, db: Postgres) -> None:
         self._db = db
-        self._free: dict[int, float] = {}  # worker: its lock first seen free then
+        self._free: dict[int, float] = {}  # worker: for so many seconds its lock was free at each look
+        self._looked = 0.0
         self.doubt = False
 
     def add(self, worker: int) -> None:
@@ -302,8 +306,10 @@ class Locks:
         if not surely:
             return free
         now = time.monotonic()
-        self._free = {worker: self._free.get(worker, now) for worker in free}
-        dead = {worker for worker, since in self._free.items() if now - since >= GONE}
+        passed, self._looked = min(now - self._looked, 2 * KEEP), now  # who was stopped has not looked
+        before = self._free
+        self._free = {worker: before[worker] + passed if worker in before else 0.0 for worker in free}
+        dead = {worker for worker, seconds in self._free.items() if seconds >= GONE}
         self.doubt = dead != free
         return dead
 
@@ -317,7 +323,7 @@ class Postgres:
     A thread looks after it while a worker's lock depends on it.
     """
 
-    ordered, poll, watch = False, 1.0, 0.05
+    serial, poll, watch = False, 1.0, 0.05
 
     def __init__(self, url: str) -> None:
         self.name = url
@@ -380,9 +386,10 @@ class Postgres:
     def is_prepared(self, conn: Link) -> bool:
         if conn.oid:
             return True
-        ((comment, oid),) = conn.execute(FORMAT_OF, {"table": quoted(self._table)}).fetchall()
-        if oid is None:
+        found = conn.execute(FORMAT_OF, {"table": quoted(self._table)}).fetchall()
+        if not found:
             return False
+        ((comment, oid),) = found
         if not (comment or "").startswith(COMMENT):
             raise SpevalError(f"{self.path} is a table of something else: name another")
         if comment != f"{COMMENT}{FORMAT}":

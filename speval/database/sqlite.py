@@ -62,7 +62,7 @@ class Sqlite:
     But for that of a watchdog, which works only where `Locks.are_sure`.
     """
 
-    ordered, ahead, poll, watch = True, 0.0, 0.1, 0.0
+    serial, ahead, poll, watch = True, 0.0, 0.1, 0.0
 
     def __init__(self, fname: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
         name = os.fsdecode(fname)
