@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from . import __version__, workers
-from .database import existing
+from .database import existing, is_url, shown
 from .errors import SpevalError, last_line, visible
 from .process.launcher import announced
 from .reading import STATUSES
@@ -155,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     sub = add(_doctor, "speval doctor /shared/folder")
-    sub.add_argument("path", metavar="PATH", help="a directory or a database")
+    sub.add_argument("path", metavar="PATH", help="a directory or a database, by its file name or URL")
     sub.add_argument(
         "--hold", action="store_true", help="hold a lock there, for `speval doctor` on another host to see"
     )
@@ -233,7 +233,7 @@ def _status(args: argparse.Namespace) -> int:
         finished = seen.total - seen.left
         rate = recent.learn(time.monotonic(), finished) or survey.rate(args.db, seen)
         best = None if args.best is None else survey.best(args.db, args.best, args.max)
-        text = "\n".join(_describe(args.db, seen, rate, best, survey.failures(args.db, 100)))
+        text = "\n".join(_describe(shown(args.db), seen, rate, best, survey.failures(args.db, 100)))
         if args.watch and sys.stdout.isatty():
             text = f"\x1b[H\x1b[2J{text}"
         print(text, flush=True)
@@ -410,9 +410,11 @@ def _left_alone(names: list[str], status: str) -> str:
 
 def _doctor(args: argparse.Namespace) -> int:
     """Try whether locks work in a directory. Two processes there, or hosts that mount it; and look at the
-    kind of mount, SQLite, the space left, and a database."""
+    kind of mount, SQLite, the space left, and a database. Or try a PostgreSQL server."""
     from .view import doctor
 
+    if args.hold and is_url(args.path):
+        raise ValueError("--hold is for a directory")
     if args.hold:
         print(f"holding a lock until Ctrl-C: try `speval doctor {args.path}` on another host", flush=True)
         doctor.hold(args.path)

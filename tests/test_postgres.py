@@ -209,7 +209,7 @@ def func(x):
     child = os.fork()
     if child == 0:
         gc.collect()
-        (os._exit if x % 2 else sys.exit)(count_evals(sys.argv[1])["in_progress"] - 1)
+        (os._exit if x % 2 else sys.exit)(count_evals(sys.argv[1])["in_progress"] == 0)
     return os.waitpid(child, 0)[1]
 
 speval(func, range(10), sys.argv[1])

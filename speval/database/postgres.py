@@ -32,6 +32,8 @@ FORMAT = 1
 COMMENT = "evaluations of speval, format "
 MOST = 5000  # rows that one statement takes
 LONGEST = 50  # characters of a table's name, for which those of its indexes leave room
+CLOCK = 60.0  # seconds by which two clocks may differ
+SPARE = 10  # connections that others may need
 SYNC = 60.0  # seconds after which the two clocks are compared again
 # Seconds. A lock that is free tells of a death only when its owner has had the time to connect again: so
 # often it looks whether it has to. A server that has started again has lost all locks.
@@ -82,6 +84,12 @@ CREATE = (
 FORMAT_OF = "SELECT obj_description(oid, 'pg_class'), oid::int8 FROM pg_class WHERE oid = to_regclass(:table)"
 LOCK = "SELECT pg_try_advisory_lock(:table::int8::int4, :worker::int8::int4)"
 UNLOCK = "SELECT pg_advisory_unlock(:table::int8::int4, :worker::int8::int4)"
+CONNECTIONS = """
+    SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
+        current_setting('max_connections')::int8"""
+IS_LOCKED = """
+    SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND classid = 0 AND objid = :worker
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 FREE = """
     SELECT id FROM workers WHERE id = ANY (:workers)
         AND NOT (:surely AND started < extract(epoch FROM pg_postmaster_start_time())
@@ -489,6 +497,51 @@ class Postgres:
             finally:
                 self._section.lock.release()
         return KEEP
+
+    def examine(self) -> Iterator[tuple[str, bool, str]]:
+        """Try a server; yield of one thing after the other what it is, whether it is well, what was found."""
+        yield "psycopg", True, psycopg.__version__
+        try:
+            with self._transaction("BEGIN READ ONLY") as conn:
+                began = time.monotonic()
+                ((server,), (used, most)) = (
+                    conn.execute("SELECT version()").fetchall()[0],
+                    conn.execute(CONNECTIONS).fetchall()[0],
+                )
+                trip = (time.monotonic() - began) / 2
+                prepared = self.is_prepared(conn)
+            yield "server", True, server.partition(" on ")[0]
+            yield "round trip", True, f"{1000 * trip:.2g} ms"
+            yield (
+                "clock",
+                abs(self.ahead) < CLOCK,
+                f"{self.ahead:+.3f} s from ours, and counts",
+            )
+            yield "connections", used < most - SPARE, f"{used} of {most} are used; each worker takes one"
+            yield "locks", *self._try_locks()
+            yield "table", True, f"of evaluations, format {FORMAT}" if prepared else "not there yet"
+        except SpevalError as exc:
+            yield "server", False, str(exc)
+
+    def _try_locks(self) -> tuple[bool, str]:
+        """See the lock of another connection, end that, and see that the lock is gone."""
+        other = Link(self._conninfo, self._table)
+        other.execute(LOCK, {"table": 0, "worker": os.getpid()}).fetchall()
+        seen = [self._is_locked(os.getpid())]
+        other.close()
+        end = time.monotonic() + GONE
+        while seen[-1] and time.monotonic() < end:
+            time.sleep(0.01)
+            seen.append(self._is_locked(os.getpid()))
+        if not seen[0]:
+            return False, "that of one connection is not seen by another: is there a proxy?"
+        if seen[-1]:
+            return False, f"that of a connection that has ended is still there after {GONE} s"
+        return True, "seen by another connection, and gone when theirs has ended"
+
+    def _is_locked(self, number: int) -> bool:
+        with self._transaction("BEGIN READ ONLY") as conn:
+            return bool(conn.execute(IS_LOCKED, {"worker": number}).fetchall())
 
     def _explained(self, exc: psycopg.Error) -> SpevalError:
         said = " ".join(str(exc).split())

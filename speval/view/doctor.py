@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import sqlite3
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from ..database import is_url
 from ..database.locks import Locks
 from ..database.sqlite import Sqlite
 from ..errors import SpevalError
@@ -42,13 +44,19 @@ class Finding(NamedTuple):
 
 
 def examine(path: str) -> Iterator[Finding]:
-    """Look at a directory, or at a database and its directory, and yield one finding after the other.
+    """Look at a directory, a database and its directory, or a server; yield one finding after the other.
 
     Raises
     ------
     FileNotFoundError
         If there is no such directory.
     """
+    if is_url(path):
+        from ..database.postgres import Postgres
+
+        yield Finding("Python", True, f"{sys.version.split()[0]} on {host()}")
+        yield from itertools.starmap(Finding, Postgres(path).examine())
+        return
     path = os.path.realpath(path)
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     os.stat(folder)
