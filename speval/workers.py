@@ -45,7 +45,8 @@ MARK_ENDED = "UPDATE workers SET ended = CASE WHEN :over = 1 THEN :now END WHERE
 MARK_ALL_ENDED = """
     UPDATE workers SET ended = :now WHERE ended IS NULL
         AND NOT EXISTS (SELECT 1 FROM evals WHERE status = 'pending')
-        AND NOT EXISTS (SELECT 1 FROM evals WHERE status = 'in_progress')"""
+        AND NOT EXISTS (SELECT 1 FROM evals WHERE status = 'in_progress')
+        /* AND id IN (SELECT id FROM workers WHERE ended IS NULL FOR UPDATE SKIP LOCKED) */"""
 TELL = """
     UPDATE workers SET fate = :fate WHERE fate = '' AND ended IS NULL AND pid = :pid AND host = :host"""
 OLDEST_CLAIM = """

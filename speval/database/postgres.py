@@ -6,7 +6,6 @@ import contextlib
 import functools
 import itertools
 import os
-import re
 import select
 import time
 import urllib.parse
@@ -15,15 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
-from psycopg import errors, sql
+from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.numeric import Int8Dumper
-from psycopg.types.string import StrDumper
 
 from ..errors import NotWritable, SpevalError
 from ..process import forks
 from ..process.background import Ticker, notice
 from ..process.machine import identity
+from .dialect import NOW, for_many, kind_of, literal, parameter, quoted, translated
 
 __all__ = ["Postgres"]
 
@@ -53,7 +52,6 @@ SETTINGS = f"""
     SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0; SET lock_timeout = 0"""
 SECRETS = ("password", "sslpassword", "oauth_client_secret")
 
-NOW = "extract(epoch FROM clock_timestamp())::float8"
 # Nothing that changes with each claim is indexed but the status, and by it only what is not finished.
 CREATE = (
     """CREATE TABLE evals (
@@ -137,8 +135,6 @@ class Link:
         self._table = table
         self.oid = 0  # of the table, once it is known to be one of evaluations
         conn.adapters.register_dumper(int, Int8Dumper)
-        conn.adapters.register_dumper(str, Text)
-        conn.adapters.register_dumper(str, BinaryText)
         conn.prepare_threshold = 2
         conn.execute(SETTINGS)
         began = time.time()
@@ -203,13 +199,17 @@ class Link:
             self._pipeline.sync()
 
     def execute(self, statement: str, facts: Any = (), /) -> Rows:
-        return Rows(self, [self._conn.execute(translated(statement, self._table), facts)])
+        known = (
+            {name: parameter(value) for name, value in facts.items()} if isinstance(facts, dict) else facts
+        )
+        return Rows(self, [self._conn.execute(translated(statement, self._table), known)])
 
     def executemany(self, statement: str, rows: Iterable[Sequence[Any]], /) -> Rows:
         cursors, left = [], iter(rows)
         while some := list(itertools.islice(left, MOST)):
-            columns = list(map(list, zip(*some)))
-            cursors.append(self._conn.execute(*for_many(statement, self._table, columns)))
+            columns = list(zip(*some))
+            text = for_many(statement, self._table, tuple(map(kind_of, columns)))
+            cursors.append(self._conn.execute(text, list(map(literal, columns))))
             if len(some) == MOST:
                 self.sync()
         return Rows(self, cursors)
@@ -225,68 +225,6 @@ class Link:
         """In a forked child: let the server see the end of the parent's connection when that ends."""
         if not self._conn.closed and identity(self._conn.fileno()) == self._identity:
             os.close(self._conn.fileno())
-
-
-class Text(StrDumper):
-    """What PostgreSQL takes for text: a character 0 it does not."""
-
-    def dump(self, obj: str) -> Any:
-        return super().dump(obj.replace("\0", "\\x00"))
-
-
-class BinaryText(psycopg.types.string.StrBinaryDumper):
-    def dump(self, obj: str) -> Any:
-        return super().dump(obj.replace("\0", "\\x00"))
-
-
-NAMES = re.compile(r"\b(FROM|JOIN|UPDATE|INTO|TABLE|ON)\s+(evals|workers|spaces)\b(?!\.)")
-PARAMETERS = re.compile(r"(?<!:):(\w+)|\?")
-
-
-@functools.lru_cache(maxsize=1000)
-def translated(statement: str, table: str) -> bytes:
-    """Return a statement for psycopg: with its names of tables, its parameters, and what locks rows."""
-
-    def named(found: re.Match[str]) -> str:
-        word, name = found.groups()
-        own = quoted(table if name == "evals" else f"{table}_{name}").replace("%", "%%")
-        return f"{word} {own}" if word in ("TABLE", "ON") else f"{word} {own} AS {name}"
-
-    def parameter(found: re.Match[str]) -> str:
-        return NOW if found[1] == "now" else f"%({found[1]})s" if found[1] else "%s"
-
-    text = re.sub(r"/\*(.*?)\*/", r"\1", statement.replace("%", "%%"))
-    return NAMES.sub(named, PARAMETERS.sub(parameter, text)).encode()
-
-
-def quoted(name: str) -> str:
-    return sql.Identifier(name).as_string(None)
-
-
-TYPES = {int: "int8", float: "float8", str: "text", type(None): "text"}
-
-
-def for_many(statement: str, table: str, columns: list[list[Any]]) -> tuple[bytes, list[list[Any]]]:
-    """Return one statement that does for all rows at once, given by columns, what another does for one."""
-    kinds = [
-        next((TYPES[type(value)] for value in column if value is not None), "text") for column in columns
-    ]
-    return _for_many(statement, table, tuple(kinds)), columns
-
-
-@functools.lru_cache(maxsize=100)
-def _for_many(statement: str, table: str, kinds: tuple[str, ...]) -> bytes:
-    numbers = itertools.count()
-    text = re.sub(r"\?", lambda found: f"given.p{next(numbers)}", statement)
-    names = ", ".join(f"p{number}" for number in range(len(kinds)))
-    given = f"FROM unnest({', '.join(f'?::{kind}[]' for kind in kinds)}) AS given ({names})"
-    before, word, after = text.partition(" WHERE ")
-    if not word:
-        before, word, after = text.partition(" VALUES ")
-        text = f"{before} SELECT {after.strip()[1:-1]} {given}"
-    else:
-        text = f"{before} {given} WHERE {after}"
-    return translated(text, table)
 
 
 class Locks:

@@ -1,0 +1,81 @@
+"""Statements as PostgreSQL takes them: the tables' names, the parameters, and many rows in one statement."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["NOW", "for_many", "kind_of", "literal", "parameter", "quoted", "translated"]
+
+NOW = "extract(epoch FROM clock_timestamp())::float8"
+TABLES = re.compile(r"\b(FROM|JOIN|UPDATE|INTO|TABLE|ON)\s+(evals|workers|spaces)\b(?!\.)")
+PARAMETERS = re.compile(r"(?<!:):(\w+)|\?")
+LOCKING = re.compile(r"/\*(.*?)\*/", re.DOTALL)
+
+
+@functools.lru_cache(maxsize=1000)
+def translated(statement: str, table: str) -> bytes:
+    """Return a statement for psycopg: with what locks rows, its parameters, and its names of tables."""
+
+    def in_place(found: re.Match[str]) -> str:
+        return NOW if found[1] == "now" else f"%({found[1]})s" if found[1] else "%s"
+
+    def named(found: re.Match[str]) -> str:
+        word, name = found.groups()
+        own = quoted(table if name == "evals" else f"{table}_{name}").replace("%", "%%")
+        return f"{word} {own}" if word in ("TABLE", "ON") else f"{word} {own} AS {name}"
+
+    text = LOCKING.sub(r"\1", statement.replace("%", "%%"))
+    return TABLES.sub(named, PARAMETERS.sub(in_place, text)).encode()
+
+
+def quoted(name: str) -> str:
+    """Return a name as an identifier."""
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'
+
+
+@functools.lru_cache(maxsize=100)
+def for_many(statement: str, table: str, kinds: tuple[str, ...]) -> bytes:
+    """Return one statement that does for all rows what another does for one: an INSERT, or an UPDATE.
+
+    Its parameters are arrays, one for each of the other's.
+    """
+    numbers = itertools.count()
+    text = re.sub(r"\?", lambda found: f"given.p{next(numbers)}", statement)
+    names = ", ".join(f"p{number}" for number in range(len(kinds)))
+    given = f"FROM unnest({', '.join(f'?::{kind}[]' for kind in kinds)}) AS given ({names})"
+    before, word, after = text.partition(" VALUES ")
+    if word:
+        return translated(f"{before} SELECT {after.strip()[1:-1]} {given}", table)
+    before, _, after = text.partition(" WHERE ")
+    return translated(f"{before} {given} WHERE {after}", table)
+
+
+def kind_of(column: Sequence[Any]) -> str:
+    kind = type(next((value for value in column if value is not None), ""))
+    return {int: "int8", float: "float8"}.get(kind, "text")
+
+
+def parameter(value: Any) -> Any:
+    """Return a value as PostgreSQL takes it: it has no character 0 in its text."""
+    if isinstance(value, str):
+        return value.replace("\0", "\\x00")
+    return literal(value) if isinstance(value, list) else value
+
+
+def literal(column: Sequence[Any]) -> str:
+    """Return an array as text, in a tenth of the time that psycopg takes."""
+    if kind_of(column) == "text":
+        return f"{{{','.join(map(_element, column))}}}"
+    return f"{{{','.join(map(repr, column))}}}".replace("None", "NULL")
+
+
+def _element(value: str | None) -> str:
+    if value is None:
+        return "NULL"
+    text = value.replace("\0", "\\x00").replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
