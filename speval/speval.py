@@ -61,9 +61,11 @@ KNOW_SPACE = """
 KEEP_SPACE = """
     INSERT INTO spaces (fingerprint, size, func, added)
     VALUES (:fingerprint, :size, :func, :now)"""
-ADD_EVAL = "INSERT INTO evals (name, status, updated, args) VALUES (?, 'pending', ?, ?)"
+ADD_EVAL = """
+    /* WITH added AS ( */ INSERT INTO evals (name, status, updated, args) VALUES (?, 'pending', ?, ?)
+    /* RETURNING id, name) INSERT INTO names (id, name) SELECT id, name FROM added */"""
 SOME = 500  # evaluations, at most, that are looked up at once: SQLite takes 999 parameters
-LOOKUP = "SELECT name, id, args FROM evals WHERE name IN ({})"
+LOOKUP = "SELECT name, id, args FROM evals /* NATURAL JOIN names */ WHERE name IN ({})"
 
 
 def populate(db: Database, space: Space, func: str, code: str | None = None) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["NOW", "for_many", "kind_of", "literal", "parameter", "quoted", "translated"]
 
 NOW = "extract(epoch FROM clock_timestamp())::float8"
-TABLES = re.compile(r"\b(FROM|JOIN|UPDATE|INTO|TABLE|ON)\s+(evals|workers|spaces)\b(?!\.)")
+TABLES = re.compile(r"\b(FROM|JOIN|UPDATE|INTO|TABLE|ON)\s+(evals|names|workers|spaces)\b(?!\.)")
 PARAMETERS = re.compile(r"(?<!:):(\w+)|\?")
 LOCKING = re.compile(r"/\*(.*?)\*/", re.DOTALL)
 
@@ -48,11 +48,8 @@ def for_many(statement: str, table: str, kinds: tuple[str, ...]) -> bytes:
     text = re.sub(r"\?", lambda found: f"given.p{next(numbers)}", statement)
     names = ", ".join(f"p{number}" for number in range(len(kinds)))
     given = f"FROM unnest({', '.join(f'?::{kind}[]' for kind in kinds)}) AS given ({names})"
-    before, word, after = text.partition(" VALUES ")
-    if word:
-        return translated(f"{before} SELECT {after.strip()[1:-1]} {given}", table)
-    before, _, after = text.partition(" WHERE ")
-    return translated(f"{before} {given} WHERE {after}", table)
+    text, inserts = re.subn(r"\bVALUES \((.*?)\)", rf"SELECT \1 {given}", text)
+    return translated(text if inserts else text.replace(" WHERE ", f" {given} WHERE ", 1), table)
 
 
 def kind_of(column: Sequence[Any]) -> str:

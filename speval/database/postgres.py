@@ -52,11 +52,11 @@ SETTINGS = f"""
     SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0; SET lock_timeout = 0"""
 SECRETS = ("password", "sslpassword", "oauth_client_secret")
 
-# Nothing that changes with each claim is indexed but the status, and by it only what is not finished.
+# Each claim and each end writes to every index on evals: so names have a table of their own.
 CREATE = (
     """CREATE TABLE evals (
         id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-        name TEXT COLLATE "C" NOT NULL UNIQUE,
+        name TEXT COLLATE "C" NOT NULL,
         status TEXT COLLATE "C" NOT NULL,
         updated FLOAT8 NOT NULL,
         result TEXT,
@@ -67,6 +67,7 @@ CREATE = (
         reset INTEGER NOT NULL DEFAULT 0,
         worker BIGINT,
         started FLOAT8)""",
+    'CREATE TABLE names (id BIGINT NOT NULL, name TEXT COLLATE "C" PRIMARY KEY)',
     """CREATE TABLE workers (
         id BIGINT PRIMARY KEY, host TEXT NOT NULL, pid BIGINT NOT NULL,
         started FLOAT8 NOT NULL, ended FLOAT8, code TEXT, fate TEXT)""",

@@ -61,7 +61,7 @@ RUNNING = """
     SELECT name, started, worker FROM evals WHERE status = 'in_progress' ORDER BY started LIMIT :room"""
 FAILED = """
     SELECT id, name, error FROM evals WHERE status = 'failed' AND id > :after ORDER BY id LIMIT :room"""
-ERROR_OF = "SELECT status, error FROM evals WHERE name = :name"
+ERROR_OF = "SELECT status, error FROM evals /* NATURAL JOIN names */ WHERE name = :name"
 PLACE_OF = "SELECT host, pid FROM workers WHERE id = :worker"
 SIZE = "SELECT count(*), max(id) FROM evals"
 ROOM = 50_000  # rows, of which only short columns are read, in one transaction
