@@ -5,17 +5,21 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib
+import itertools
 import logging
+import os
 import tempfile
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from memory import Memory
+from server import Server
 
 from speval import count_evals, load_evals, reset_evals
-from speval.database import database
+from speval.database import database, postgres
 from speval.reading import STATUSES
 
 core = importlib.import_module("speval.speval")
@@ -333,7 +337,30 @@ class SweepInMemory(Sweep):
         self.db.close()
 
 
+class SweepOnServer(Sweep):
+    """The same, in PostgreSQL."""
+
+    server: Server
+    numbers = itertools.count()
+
+    def make(self) -> Any:
+        return database(self.server.url(f"sweep{os.getpid()}_{next(self.numbers)}"))
+
+    def clean_up(self) -> None:
+        with self.db.write() as conn:
+            for name in "evals", "names", "workers", "spaces":
+                conn.execute(f"DROP TABLE {name}")
+
+
+class TestSweepOnServer(SweepOnServer.TestCase):  # type: ignore[misc]
+    @pytest.fixture(autouse=True)
+    def _server(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        SweepOnServer.server = server
+        monkeypatch.setattr(postgres, "GONE", 0.0)
+
+
 TestSweep, TestSweepInMemory = Sweep.TestCase, SweepInMemory.TestCase
 TestSweep.settings = TestSweepInMemory.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
+TestSweepOnServer.settings = settings(TestSweep.settings, max_examples=30)
