@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import collections
 import os
+import pathlib
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import PYTHON, Sandbox, until
+from conftest import PRELUDE, PYTHON, Sandbox, until
 from nursery import LIMIT
-from server import Server
+from server import Server, as_user, free_port
 
 from speval import SpevalError, count_evals, iter_evals, load_evals, reset_evals, speval
 from speval.database import database
@@ -140,7 +143,8 @@ class TestServer:
         table = alone.url("sweep")
         script = """
 import logging
-logging.basicConfig()
+logging.getLogger("speval").addHandler(logging.StreamHandler())
+logging.getLogger("speval").addFilter(lambda record: note("kept", record.getMessage()) or True)
 
 def func(x):
     note(x)
@@ -153,9 +157,9 @@ speval(func, [1], sys.argv[1])
         until(sandbox.calls)
         alone.stop()
         sandbox.touch("stopped")
-        time.sleep(1.0)
+        until(lambda: "1 finished evaluations are kept in memory" in "".join(sandbox.calls()))
         alone.start()
-        assert "1 finished evaluations are kept in memory" in sandbox.end(instance)
+        sandbox.end(instance)
         (row,) = load_evals(table)
         assert (row["result"], row["attempt"], row["losses"]) == (17, 1, 0)
 
@@ -163,7 +167,7 @@ speval(func, [1], sys.argv[1])
         self, sandbox: Sandbox, server: Server, table: str
     ) -> None:
         name = table.partition("table=")[2]
-        instances = [sandbox.start(SLOW, f"{table}&application_name={name}", "200") for _ in range(4)]
+        instances = [sandbox.start(SLOW, f"{table}&application_name={name}", "60") for _ in range(4)]
         cut = 0
         until(lambda: database(table).exists() and len(survey.survey(table).workers) == 4)
         while any(instance.poll() is None for instance in instances):
@@ -176,14 +180,116 @@ speval(func, [1], sys.argv[1])
         for instance in instances:
             sandbox.end(instance)
         rows = load_evals(table)
-        assert cut > 10
-        assert [row["result"] for row in rows] == list(range(200))
+        assert cut > 3
+        assert [row["result"] for row in rows] == list(range(60))
         assert {row["losses"] for row in rows} == {0}
         assert set(calls(sandbox).values()) == {1}
 
     def test_one_that_is_not_there_is_a_clear_error(self) -> None:
         with pytest.raises(SpevalError, match=r"cannot be used for now .*Connection refused"):
             speval(abs, [1], "postgresql://u:hunter2@127.0.0.1:1/d?table=t")
+
+
+@pytest.fixture
+def host() -> Iterator[list[str]]:
+    """A host of its own, at 10.77.0.2 behind a link, spevallink, of which the other end is at 10.77.0.1 here.
+
+    What is before a command that is to run there.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("root is needed to make a host")
+    lines = """netns add speval
+link add spevallink type veth peer name eth0 netns speval
+addr add 10.77.0.1/24 dev spevallink
+link set spevallink up
+-n speval addr add 10.77.0.2/24 dev eth0
+-n speval link set eth0 up
+-n speval link set lo up"""
+    try:
+        for line in lines.splitlines():
+            subprocess.run(["ip", *line.split()], check=True)
+        yield ["ip", "netns", "exec", "speval"]
+    finally:
+        subprocess.run(["ip", "netns", "delete", "speval"], check=True)
+
+
+class TestNetwork:
+    def test_a_host_that_vanishes_is_known_to_be_dead_and_comes_back(
+        self, sandbox: Sandbox, alone: Server, host: list[str]
+    ) -> None:
+        alone.stop()
+        alone.start(address="127.0.0.1,10.77.0.1")
+        script = """
+def func(x):
+    note(os.environ["PLACE"])
+    if os.environ["PLACE"] == "there":
+        wait_for("back")
+    return os.environ["PLACE"]
+
+print(speval(func, range(4), sys.argv[1], max_failures=None)["completed"])
+"""
+        table = alone.url("sweep")
+        (sandbox.path / "sweep.py").write_text(PRELUDE + script)
+        there = subprocess.Popen(
+            [*host, *PYTHON[:1], "sweep.py", table.replace("127.0.0.1", "10.77.0.1")],
+            cwd=sandbox.path,
+            env={**os.environ, "PLACE": "there"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        sandbox.instances.append(there)
+        until(sandbox.calls)
+        subprocess.run(["ip", "link", "set", "spevallink", "down"], check=True)
+        here = sandbox.run('os.environ["PLACE"] = "here"\n' + script, table)
+        assert here.splitlines()[-1] == "4"
+        assert [(row["result"], row["losses"]) for row in load_evals(table)] == [("here", 1)] + [
+            ("here", 0)
+        ] * 3
+        subprocess.run(["ip", "link", "set", "spevallink", "up"], check=True)
+        sandbox.touch("back")
+        assert sandbox.end(there).splitlines()[-1] == "4"
+        assert collections.Counter(sandbox.calls()) == {"there": 1, "here": 4}
+        assert load_evals(table)[0]["result"] == "here"
+
+
+class TestProxy:
+    def test_one_that_shares_connections_is_refused(self, server: Server) -> None:
+        program = shutil.which("pgbouncer")
+        if program is None:
+            pytest.skip("pgbouncer is not installed")
+        port = free_port()
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="speval-proxy-"))  # which another user may enter
+        (folder / "ini").write_text(
+            f"""[databases]
+postgres = host=127.0.0.1 port={server.port} user=speval
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+ignore_startup_parameters = extra_float_digits
+"""
+        )
+        for path in folder, folder / "ini":
+            path.chmod(0o755)
+        proxy = subprocess.Popen(
+            [program, str(folder / "ini")], stderr=subprocess.PIPE, text=True, **as_user()
+        )
+        url = server.url("t").replace(str(server.port), str(port))
+
+        def said() -> str:
+            with pytest.raises(SpevalError) as caught:
+                speval(abs, [1], url)
+            return "" if "refused" in str(caught.value) else str(caught.value)
+
+        try:
+            assert "is a proxy that shares connections" in until(said)
+        finally:
+            proxy.kill()
+            proxy.communicate(timeout=LIMIT)
+            shutil.rmtree(folder)
 
 
 class TestFunc:

@@ -138,11 +138,8 @@ class Link:
         conn.adapters.register_dumper(int, Int8Dumper)
         conn.prepare_threshold = 2
         conn.execute(SETTINGS)
-        began = time.time()
-        ((pid, now),) = conn.execute(f"SELECT pg_backend_pid(), {NOW}").fetchall()
-        self.ahead = now - (began + time.time()) / 2
-        self.measured = time.monotonic()
-        if pid != conn.info.backend_pid:
+        self._compared = -SYNC
+        if conn.execute("SELECT pg_backend_pid()").fetchall() != [(conn.info.backend_pid,)]:
             conn.close()
             raise SpevalError(
                 "this is a proxy that shares connections to PostgreSQL, which cannot tell who lives: name the"
@@ -156,6 +153,15 @@ class Link:
         if conn.info.parameter_status("server_encoding") != "UTF8":
             conn.close()
             raise SpevalError("this database is not in UTF-8: make one by `createdb -E UTF8 -T template0`")
+
+    def ahead(self) -> float:
+        """Return by how much the clock of the server is ahead of ours (s), as it was a minute ago at most."""
+        if time.monotonic() - self._compared >= SYNC:
+            began = time.time()
+            ((now,),) = self._conn.execute(f"SELECT {NOW}").fetchall()
+            self._ahead = float(now) - (began + time.time()) / 2
+            self._compared = time.monotonic()
+        return self._ahead
 
     @property
     def is_ours(self) -> bool:
@@ -374,7 +380,7 @@ class Postgres:
             self._finalizer = weakref.finalize(self, self._link.close)
             self._opened = True
         link = self._link
-        self.ahead = link.ahead
+        self.ahead = link.ahead()
         missing = self._workers - self._locked
         if missing:
             self._lock(link, missing)
