@@ -658,7 +658,7 @@ class Worker:
                 log.warning("waiting for %s", self._insist(self._whom))
                 say *= 2
             self._signals.let_through(self._sleep, max(pause, 2 * took))  # most of the time, if many look
-            pause = min(2 * pause, QUICKLY if self._lookout.waits else self._db.poll)
+            pause = min(2 * pause, QUICKLY if self._lookout.waits else self._lookout.poll)
 
     def _look(self) -> tuple[bool, bool, list[Loss]]:
         with self._db.read() as conn:

@@ -159,6 +159,7 @@ class Lookout:
         self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
         self.patience = PATIENCE
         self._due = -float("inf")
+        self._others = 0
         self._untold: dict[int, float] = {}  # worker: first seen dead then, and nobody has said how it died
 
     @property
@@ -171,6 +172,11 @@ class Lookout:
         """All together look after one another only so often, however many they are."""
         return self.waits or self._clock() >= self._due
 
+    @property
+    def poll(self) -> float:
+        """Seconds, at most, between two looks of a waiting worker, of which a fifth is after the others."""
+        return max(self._db.poll, self._others * self._db.watch / 5)
+
     def lost(self, conn: Connection) -> list[Loss]:
         pending, in_progress = left(conn)
         settled = self._db.locks.are_settled(in_progress)
@@ -178,7 +184,8 @@ class Lookout:
         untold, self._untold = self._untold, {}
         lost = []
         others = [row for row in live(conn) if row[0] != self._worker]
-        self._due = self._clock() + self._db.watch * len(others) * random.uniform(0.5, 1.5)
+        self._others = len(others)
+        self._due = self._clock() + self._db.watch * self._others * random.uniform(0.5, 1.5)
         dead = self._db.locks.dead(conn, [worker for worker, *_ in others])
         for worker, where, pid, _, fate in others:
             if worker in dead:

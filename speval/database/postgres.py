@@ -276,7 +276,7 @@ class Postgres:
     A thread looks after it while a worker's lock depends on it.
     """
 
-    serial, poll, watch = False, 1.0, 0.05
+    serial, poll, watch = False, 1.0, 0.1
 
     def __init__(self, url: str) -> None:
         self.name = url
