@@ -46,7 +46,15 @@ setup(
             "tqdm",
         ],
         # Tested where they are installed.
-        "others": ["pandas", "joblib", "distributed", "submitit", "pytest-timeout"],
+        "others": [
+            "pandas",
+            "joblib",
+            "distributed",
+            "ray",
+            "submitit",
+            "kubernetes-validate",
+            "pytest-timeout",
+        ],
         "lint": ["ruff", "mypy"],
         "benchmarks": ["matplotlib"],
     },

@@ -1,6 +1,7 @@
-"""Say hello twenty times, shared out among the instances on all hosts that reach one PostgreSQL server."""
+"""Say hello twenty times, shared out among all instances that reach one PostgreSQL server, on any hosts."""
 
 import os
+import platform
 import time
 
 from speval import speval
@@ -12,6 +13,7 @@ URL = os.environ.get("SPEVAL_URL", "postgresql:///?table=hello_world")
 def func(arg):
     print(f"Hello world: {arg}")
     time.sleep(0.1)
+    return platform.node()
 
 
 counts = speval(func, range(20), URL)

@@ -1,4 +1,4 @@
-"""An instance on each worker of a Dask cluster. They share the work through a PostgreSQL server, not through Dask."""
+"""An instance on each worker of a Dask cluster: Dask starts them, a PostgreSQL server shares the work out."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""An instance on each CPU of a Ray cluster. They share the work through a PostgreSQL server, not through Ray."""
+"""An instance on each CPU of a Ray cluster: Ray starts them, a PostgreSQL server shares the work out."""
 
 import os
 import time

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import pathlib
+import platform
 import re
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 import pytest
 from conftest import PYTHON
+from test_launchers import needs
+from test_readme import blocks
 
 from speval import load_evals
 
@@ -117,14 +121,35 @@ def test_both_levels_find_their_best(tmp_path: pathlib.Path) -> None:
     assert len(list((tmp_path / "06_two_levels").glob("*.db"))) == 9
 
 
-def test_elements_of_an_array_job_share_the_work_out(tmp_path: pathlib.Path) -> None:
+def test_lines_of_shell_start_instances_that_share_a_server(tmp_path: pathlib.Path, table: str) -> None:
+    (lines,) = [block for block in blocks("bash") if "07_postgres.py" in block and "SPEVAL_URL=" in block]
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    printed = subprocess.run(
+        ["bash", "-c", re.sub(r"postgresql://[^\"]+", table, lines)],
+        cwd=EXAMPLES.parent,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=LIMIT,
+    )
+    counted = Counter(printed.stdout.splitlines())
+    assert counted.pop("20 evaluations are completed") == 3
+    assert counted == {f"Hello world: {arg}": 1 for arg in range(20)}
+    assert [e["result"] for e in load_evals(table, "completed")] == [platform.node()] * 20
+
+
+@pytest.mark.parametrize("script", ["01_hello_world.py", "07_postgres.py"])
+def test_elements_of_an_array_job_share_the_work_out(tmp_path: pathlib.Path, table: str, script: str) -> None:
     """Each is the script in a shell; the scheduler itself is not here."""
-    script = EXAMPLES / "slurm_array.sh"
-    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHON": sys.executable}
+    array = EXAMPLES / "slurm_array.sh"
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHON": sys.executable, "SPEVAL_URL": table}
     env.pop("SLURM_JOB_ID", None)
     elements = [
         subprocess.Popen(
-            ["bash", str(script), str(EXAMPLES / "01_hello_world.py")],
+            ["bash", str(array), str(EXAMPLES / script)],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -136,6 +161,43 @@ def test_elements_of_an_array_job_share_the_work_out(tmp_path: pathlib.Path) -> 
     printed = Counter(line for element in elements for line in end(element))
     assert printed.pop("20 evaluations are completed") == 3
     assert printed == {f"Hello world: {arg}": 1 for arg in range(20)}
+
+
+@pytest.fixture
+def job() -> str:
+    return (EXAMPLES / "kubernetes_job.yaml").read_text()
+
+
+def checked(job: str, version: str) -> Any:
+    """Return what is said in YAML, if Kubernetes of that version knows all of it."""
+    import kubernetes_validate
+    import yaml
+
+    said = yaml.safe_load(job)
+    kubernetes_validate.validate(said, version, strict=True)
+    return said
+
+
+@needs("kubernetes_validate")
+@pytest.mark.parametrize("version", ["1.26", "1.37"])
+def test_kubernetes_takes_the_job_that_starts_an_example(job: str, version: str) -> None:
+    (container,) = checked(job, version)["spec"]["template"]["spec"]["containers"]
+    _, script = container["command"]
+    url, password = container["env"]
+    assert url["name"] in (EXAMPLES.parent / script).read_text()
+    assert password == {
+        "name": "PGPASSWORD",
+        "valueFrom": {"secretKeyRef": {"name": "speval", "key": "password"}},
+    }
+
+
+@needs("kubernetes_validate")
+@pytest.mark.parametrize("field", ["parallelism", "onPodConditions", "restartPolicy", "secretKeyRef"])
+def test_a_field_that_kubernetes_does_not_know_is_noticed(job: str, field: str) -> None:
+    from kubernetes_validate import ValidationError
+
+    with pytest.raises(ValidationError, match=field):
+        checked(job.replace(f"{field}:", f"{field}s:"), "1.37")
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.*")), ids=lambda path: path.name)

@@ -9,10 +9,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from conftest import LIMIT, PYTHON, until
-from test_readme import blocks
+from test_readme import ROOT, blocks
 
 from speval import load_evals
 
@@ -128,6 +129,29 @@ def test_a_process_of_joblib_may_have_processes_of_its_own(folder: pathlib.Path)
     script = folder / "sweep.py"
     script.write_text(script.read_text().replace('"sweep.db")  #', '"sweep.db", n_jobs=2)  #'))
     assert run(folder, "with_joblib.py") == f"{[DONE] * 2}\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("08_dask.py", marks=needs("distributed")),
+        pytest.param("09_ray.py", marks=needs("ray")),
+    ],
+)
+def test_instances_on_a_cluster_share_the_work_on_a_server(
+    folder: pathlib.Path, table: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = (ROOT / "examples" / name).read_text().replace("time.sleep(0.1)", "together()")
+    example = example.replace("num_cpus=2", "num_cpus=2, include_dashboard=False")
+    (folder / name).write_text(example.replace("def square", TOGETHER.replace('"sweep.db"', "URL")))
+    monkeypatch.setenv("SPEVAL_URL", table)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # as names of sockets have to be
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        printed = end(start(folder, sys.executable, name, path=os.environ["PATH"]))
+    assert printed.count("20 evaluations are completed\n") == 2
+    assert [(e["result"], e["attempt"]) for e in load_evals(table)] == [(x**2, 1) for x in range(20)]
 
 
 @needs("submitit")
