@@ -21,7 +21,7 @@ def instance():
 
 if __name__ == "__main__":
     with Client(n_workers=2, threads_per_worker=1) as client:  # or Client("tcp://scheduler:8786")
-        # An instance whose worker dies may go on at another: without that, Dask waits for the dead one.
+        # If a worker dies, another starts its instance again: otherwise Dask would wait for that worker.
         instances = [
             client.submit(instance, workers=[worker], allow_other_workers=True, pure=False)
             for worker in client.nthreads()

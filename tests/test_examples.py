@@ -135,10 +135,9 @@ def test_lines_of_shell_start_instances_that_share_a_server(tmp_path: pathlib.Pa
         text=True,
         timeout=LIMIT,
     )
-    counted = Counter(printed.stdout.splitlines())
-    assert counted.pop("20 evaluations are completed") == 3
-    assert counted == {f"Hello world: {arg}": 1 for arg in range(20)}
-    assert [e["result"] for e in load_evals(table, "completed")] == [platform.node()] * 20
+    assert printed.stdout.count("20 evaluations are completed") == 3
+    done = [(e["result"], e["attempt"]) for e in load_evals(table, "completed")]
+    assert done == [(platform.node(), 1)] * 20
 
 
 @pytest.mark.parametrize("script", ["01_hello_world.py", "07_postgres.py"])

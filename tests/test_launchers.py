@@ -46,6 +46,12 @@ def sweep():
     return speval(func, range(2), "sweep.db")
 """
 
+# One process dies of it, once.
+CRASH = """\
+together()
+    if x == 1 and current_eval()["attempt"] == 1:
+        os.kill(os.getpid(), 9)"""
+
 
 def needs(*names: str) -> pytest.MarkDecorator:
     lacking = [name for name in names if importlib.util.find_spec(name) is None]
@@ -138,10 +144,11 @@ def test_a_process_of_joblib_may_have_processes_of_its_own(folder: pathlib.Path)
         pytest.param("09_ray.py", marks=needs("ray")),
     ],
 )
-def test_instances_on_a_cluster_share_the_work_on_a_server(
+def test_a_cluster_starts_instances_on_a_server_and_one_again_that_died(
     folder: pathlib.Path, table: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    example = (ROOT / "examples" / name).read_text().replace("time.sleep(0.1)", "together()")
+    example = (ROOT / "examples" / name).read_text().replace("time.sleep(0.1)", CRASH)
+    example = example.replace("import speval\n", "import current_eval, speval\n")
     example = example.replace("num_cpus=2", "num_cpus=2, include_dashboard=False")
     (folder / name).write_text(example.replace("def square", TOGETHER.replace('"sweep.db"', "URL")))
     monkeypatch.setenv("SPEVAL_URL", table)
@@ -151,7 +158,9 @@ def test_instances_on_a_cluster_share_the_work_on_a_server(
         monkeypatch.setenv("RAY_TMPDIR", short)
         printed = end(start(folder, sys.executable, name, path=os.environ["PATH"]))
     assert printed.count("20 evaluations are completed\n") == 2
-    assert [(e["result"], e["attempt"]) for e in load_evals(table)] == [(x**2, 1) for x in range(20)]
+    evals = load_evals(table)
+    assert [e["result"] for e in evals] == [x**2 for x in range(20)]
+    assert evals[1]["losses"] == 1
 
 
 @needs("submitit")
