@@ -36,7 +36,7 @@ SPARE = 10  # connections that others may need
 SYNC = 60.0  # seconds after which the two clocks are compared again
 # Seconds. A lock that is free tells of a death only when its owner has had the time to connect again: so
 # often it looks whether it has to. A server that has started again has lost all locks.
-GONE, KEEP, COME_BACK = 1.5, 0.25, 30.0
+GONE, KEEP, COME_BACK = 1.5, 0.5, 30.0
 # What ends a connection to a host that has vanished, on both sides, in some 10 s.
 QUIET, INTERVAL, COUNT = 5, 2, 3
 KEEPALIVE = {
