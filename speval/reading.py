@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .database import Connection, Database, Name, existing
+from .errors import SpaceMismatch
 from .process.signals import Signals
 from .values import from_json
 
@@ -22,6 +25,8 @@ __all__ = [
     "iter_evals",
     "left",
     "load_evals",
+    "look_up",
+    "not_stored",
 ]
 
 STATUSES = ("pending", "in_progress", "completed", "failed")
@@ -215,3 +220,37 @@ def first_fresh(db: Database, conn: Connection, total: int, last: int) -> int:
         else:
             reached = middle
     return fresh
+
+
+SOME = 500  # evaluations, at most, that are looked up at once: SQLite takes 999 parameters
+LOOKUP = "SELECT name, id, args FROM evals /* NATURAL JOIN names */ WHERE name IN ({})"
+
+
+def not_stored(db: Database, conn: Connection, space: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield the evaluations that are not in the database; the others must be as they are there."""
+    given = iter(space)
+    while some := dict(itertools.islice(given, SOME)):
+        stored = look_up(conn, list(some))
+        for name, args in some.items():
+            if name not in stored:
+                yield name, args
+            elif stored[name][1] != args:
+                was = from_json(stored[name][1], f"the arguments of evaluation {name!r} of {db.path}")
+                now = from_json(args, f"the arguments of evaluation {name!r}")
+                if not _are_same(was, now):
+                    raise SpaceMismatch(db.path, name, was, now)
+
+
+def look_up(conn: Connection, names: list[str]) -> dict[str, tuple[int, str]]:
+    """Return id and arguments of those evaluations that there are."""
+    found: dict[str, tuple[int, str]] = {}
+    for first in range(0, len(names), SOME):
+        some = names[first : first + SOME]
+        rows = conn.execute(LOOKUP.format(", ".join("?" * len(some))), some).fetchall()
+        found.update((name, (id, args)) for name, id, args in rows)
+    return found
+
+
+def _are_same(was: Any, given: Any) -> bool:
+    """Compare as JSON: so 1 is not True, and NaN is NaN."""
+    return json.dumps(was, sort_keys=True) == json.dumps(given, sort_keys=True)

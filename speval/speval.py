@@ -24,8 +24,6 @@ import collections
 import contextlib
 import contextvars
 import functools
-import itertools
-import json
 import logging
 import os
 import sys
@@ -36,14 +34,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import workers
 from .database import Connection, Database, Name, database, existing, later, shown
-from .errors import NotWritable, SpaceMismatch, SpevalError, cut, last_line, visible
+from .errors import NotWritable, SpevalError, cut, last_line, visible
 from .function import code_of, differences, name_of
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice
 from .process.launcher import announce, counted, head, is_launched
 from .process.machine import command, cpus, process, programs_ended
 from .process.signals import Signals, Terminated
-from .reading import CHUNK_SIZE, check_status, count, count_evals, left
+from .reading import CHUNK_SIZE, check_status, count, count_evals, left, look_up, not_stored
 from .space import Space
 from .values import MAX_ERROR, error_of, from_json, refusal_of, to_json
 from .workers import DIED, NOBODY, STALLED, UNKNOWN, Lookout, Loss, how_far
@@ -64,8 +62,6 @@ KEEP_SPACE = """
 ADD_EVAL = """
     /* WITH added AS ( */ INSERT INTO evals (name, status, updated, args) VALUES (?, 'pending', ?, ?)
     /* RETURNING id, name) INSERT INTO names (id, name) SELECT id, name FROM added */"""
-SOME = 500  # evaluations, at most, that are looked up at once: SQLite takes 999 parameters
-LOOKUP = "SELECT name, id, args FROM evals /* NATURAL JOIN names */ WHERE name IN ({})"
 
 
 def populate(db: Database, space: Space, func: str, code: str | None = None) -> bool:
@@ -88,7 +84,7 @@ def populate(db: Database, space: Space, func: str, code: str | None = None) -> 
         with Signals(), db.create() as conn:
             new = db.prepare(conn)
             if not _is_known(conn, space):
-                _add(db, conn, space, func, space if new else _new(db, conn, space))
+                _add(db, conn, space, func, space if new else not_stored(db, conn, space))
             rest = any(left(conn))
     for line in said:
         log.warning("%s", line)
@@ -104,36 +100,6 @@ def _add(db: Database, conn: Connection, space: Space, func: str, new: Iterable[
     with notice(lambda: f"adding to {db.path}, {space.position} of {space.size} evaluations so far"):
         conn.executemany(ADD_EVAL, ((name, now, args) for name, args in new))
     conn.execute(KEEP_SPACE, {"fingerprint": space.fingerprint, "size": space.size, "func": func, "now": now})
-
-
-def _new(db: Database, conn: Connection, space: Space) -> Iterator[tuple[str, str]]:
-    """Yield the evaluations that are not in the database; the others must be as they are there."""
-    given = iter(space)
-    while some := dict(itertools.islice(given, SOME)):
-        stored = _stored(conn, list(some))
-        for name, args in some.items():
-            if name not in stored:
-                yield name, args
-            elif stored[name][1] != args:
-                was = from_json(stored[name][1], f"the arguments of evaluation {name!r} of {db.path}")
-                now = from_json(args, f"the arguments of evaluation {name!r}")
-                if not _are_same(was, now):
-                    raise SpaceMismatch(db.path, name, was, now)
-
-
-def _stored(conn: Connection, names: list[str]) -> dict[str, tuple[int, str]]:
-    """Return id and arguments of those evaluations that there are."""
-    found: dict[str, tuple[int, str]] = {}
-    for first in range(0, len(names), SOME):
-        some = names[first : first + SOME]
-        rows = conn.execute(LOOKUP.format(", ".join("?" * len(some))), some).fetchall()
-        found.update((name, (id, args)) for name, id, args in rows)
-    return found
-
-
-def _are_same(was: Any, given: Any) -> bool:
-    """Compare as JSON: so 1 is not True, and NaN is NaN."""
-    return json.dumps(was, sort_keys=True) == json.dumps(given, sort_keys=True)
 
 
 class Claim(NamedTuple):
@@ -709,7 +675,8 @@ def speval(
 
     Makes the database if there is none, adds what is new in `eval_space`, then claims pending
     evaluations, calls `func` for each and stores what it returns, until nothing is left. Start the
-    same script as often as you like, at any time, on every host that mounts the directory.
+    same script as often as you like, at any time, on every host that mounts the directory or reaches the
+    server.
 
     Parameters
     ----------
@@ -722,7 +689,8 @@ def speval(
         or by the keys of a dict. It may be longer than what is stored, or have new names: these are
         added. It is read once, before anything else, and not kept in memory.
     evals_fname : str or path-like
-        File name of the sqlite3 database. Missing directories are made.
+        File name of the sqlite3 database; missing directories are made. Or a table of a PostgreSQL server,
+        ``postgresql://user@host/dbname?table=name``, also where another function takes such a name.
     timeout : float, optional
         Seconds, > 0, after which an evaluation is presumed stalled and given to another worker. By
         default none ever is: death of a process is noticed without it. A worker process of `n_jobs` that
@@ -1014,7 +982,7 @@ def _ids(db: Database, conn: Connection, names: Iterable[str] | None) -> list[tu
     """Return ranges of ids: of each name, or of all."""
     if names is None:
         return [(-(2**63), 2**63 - 1)]
-    found = _stored(conn, [str(name) for name in names])
+    found = look_up(conn, [str(name) for name in names])
     missing = [name for name in names if str(name) not in found]
     if missing:
         raise ValueError(f"{db.path} has no evaluation {missing[0]!r}")
