@@ -36,7 +36,7 @@ SPARE = 10  # connections that others may need
 SYNC = 60.0  # seconds after which the two clocks are compared again
 # Seconds. A lock that is free tells of a death only when its owner has had the time to connect again: so
 # often it looks whether it has to. A server that has started again has lost all locks.
-GONE, KEEP, COME_BACK = 1.5, 0.5, 30.0
+GONE, KEEP, COME_BACK = 1.5, 0.25, 30.0
 # What ends a connection to a host that has vanished, on both sides, in some 10 s.
 QUIET, INTERVAL, COUNT = 5, 2, 3
 KEEPALIVE = {
@@ -272,6 +272,10 @@ class Locks:
         self.doubt = dead != free
         return dead
 
+    def renew(self) -> None:
+        """Give all others their time anew: whatever has cut our connection may have cut theirs."""
+        self._free.clear()
+
     def are_settled(self, claims: bool) -> bool:
         return True
 
@@ -384,6 +388,7 @@ class Postgres:
                 self._section.attend(-1)
                 raise
             self._finalizer = weakref.finalize(self, self._link.close)
+            self.locks.renew()
             self._opened = True
         link = self._link
         self.ahead = link.ahead()
