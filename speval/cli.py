@@ -216,7 +216,7 @@ def _interrupted(args: argparse.Namespace, counts: Mapping[str, int]) -> str:
     threads = [] if args.threads is None else ["--threads", str(args.threads)]
     output = [*([] if args.logs is None else ["--logs", args.logs]), *["--quiet"] * args.quiet]
     program = [*["-m"] * args.module, args.script, *args.args]
-    again = shlex.join(["speval", "run", *number, *threads, *output, *program])
+    again = shlex.join(["speval", "run", *number, *threads, *output, *map(shown, program)])
     return f"interrupted: {how}; to go on: {again}"
 
 

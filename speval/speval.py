@@ -37,7 +37,7 @@ from .database import Connection, Database, Name, database, existing, later, sho
 from .errors import NotWritable, SpevalError, cut, last_line, visible
 from .function import code_of, differences, name_of
 from .pace import SHARE, Pace
-from .process.background import Ticker, notice
+from .process.background import Ticker, notice, weakly
 from .process.launcher import announce, counted, head, is_launched
 from .process.machine import command, cpus, process, programs_ended
 from .process.signals import Signals, Terminated
@@ -264,7 +264,7 @@ def reclaim(db: Database, conn: Connection, lost: Iterable[Loss], max_attempts: 
             "how": visible(loss.how.splitlines()[0]),
         }
         conn.execute(RECLAIM, facts)
-        if conn.execute(CLAIMS_OF, facts).fetchall() or (loss.why == UNKNOWN and not names):
+        if conn.execute(CLAIMS_OF, facts).fetchall() or (db.serial and loss.why == UNKNOWN and not names):
             raise conn.DatabaseError("its index of evaluations in progress is not right")
         if loss.why == DIED:
             workers.mark_ended(conn, loss.worker)
@@ -370,7 +370,7 @@ class Worker:
         self._since = float("inf")  # when the evaluation of a batch began that runs now
         self._claimed = (0.0, 0.0)  # when the batch was claimed, by our clock and by the wall's
         self._exchanging = threading.Lock()  # the loop, or the watchdog
-        self._watchdog = Ticker(self._watch)
+        self._watchdog = Ticker(weakly(self._watch))
         self._signals = Signals()
         self._pid = os.getpid()
         self._joined = False
@@ -861,7 +861,7 @@ def _summed_up(db: Database) -> Iterator[None]:
         with contextlib.suppress(SpevalError, OSError):
             counts = count_evals(db)
             done, total = sum(counts.values()) - _left_of(counts), sum(counts.values())
-            how = command() or "call it again"
+            how = command(shown) or "call it again"
             log.warning("interrupted: nothing is lost, %d of %d are done; to go on: %s", done, total, how)
         raise
 

@@ -61,12 +61,16 @@ PATIENCE = 1.0  # seconds in which who watched a process that has died says how
 
 
 class Loss(NamedTuple):
-    """A worker whose claims are to be taken from it, and why; `how`, as far as that is known."""
+    """A worker whose claims are to be taken from it, and why; `how`, as far as that is known.
+
+    `oldest` is its oldest claim, if it is lost only as long as that is the same.
+    """
 
     worker: int
     who: str
     why: str
     how: str
+    oldest: Any = None
 
 
 def row(worker: int, code: str | None, watched: bool) -> dict[str, Any]:
@@ -111,8 +115,17 @@ def held(db: Database, conn: Connection, lost: Iterable[Loss]) -> list[Loss]:
         for loss in lost
         if loss.why == UNKNOWN or conn.execute(HOLD_WORKER, {"worker": loss.worker}).fetchall()
     ]
-    dead = db.locks.dead(conn, [loss.worker for loss in lost if loss.why == DIED])
-    return [loss for loss in lost if loss.why != DIED or loss.worker in dead]
+    dead = db.locks.dead(conn, [loss.worker for loss in lost if loss.why == DIED], surely=False)
+    return [
+        loss
+        for loss in lost
+        if (loss.why != DIED or loss.worker in dead)
+        and (loss.oldest is None or oldest_claim(conn, loss.worker) == loss.oldest)
+    ]
+
+
+def oldest_claim(conn: Connection, worker: int) -> list[Any]:
+    return conn.execute(OLDEST_CLAIM, {"worker": worker}).fetchall()
 
 
 def mark_all_ended(conn: Connection) -> None:
@@ -192,7 +205,8 @@ class Lookout:
                 if settled and self._is_told(worker, fate, untold):
                     lost.append(Loss(worker, f"process {pid} on {where}", DIED, str(fate or DIED)))
             elif self._timeout is not None and self._is_stalled(conn, worker, seen):
-                lost.append(Loss(worker, f"process {pid} on {where}", STALLED, STALLED))
+                oldest = self._seen[worker][0]
+                lost.append(Loss(worker, f"process {pid} on {where}", STALLED, STALLED, oldest))
         if not pending:
             unknown = conn.execute(UNKNOWN_HOLDERS).fetchall()
             lost += [Loss(worker, f"worker {worker}", UNKNOWN, UNKNOWN) for (worker,) in unknown]
@@ -208,7 +222,7 @@ class Lookout:
 
     def _is_stalled(self, conn: Connection, worker: int, seen: dict[int, tuple[object, float]]) -> bool:
         now = self._clock()
-        oldest = conn.execute(OLDEST_CLAIM, {"worker": worker}).fetchall()
+        oldest = oldest_claim(conn, worker)
         before, since = seen.get(worker, (None, now))
         self._seen[worker] = oldest, since if oldest == before else now
         return bool(oldest) and self._timeout is not None and now - self._seen[worker][1] >= self._timeout

@@ -185,6 +185,18 @@ speval(func, [1], sys.argv[1])
         assert {row["losses"] for row in rows} == {0}
         assert set(calls(sandbox).values()) == {1}
 
+    def test_a_restart_costs_local_processes_and_who_watches_them_nothing(
+        self, sandbox: Sandbox, alone: Server
+    ) -> None:
+        table = alone.url("sweep")
+        instance = sandbox.start(SLOW.replace("sys.argv[1])", "sys.argv[1], n_jobs=3)"), table, "100")
+        until(lambda: len(sandbox.calls()) > 20)
+        alone.stop()
+        alone.start()
+        sandbox.end(instance)
+        assert {(row["status"], row["losses"]) for row in load_evals(table)} == {("completed", 0)}
+        assert set(calls(sandbox).values()) == {1}
+
     def test_one_that_is_not_there_is_a_clear_error(self) -> None:
         with pytest.raises(SpevalError, match=r"cannot be used for now .*Connection refused"):
             speval(abs, [1], "postgresql://u:hunter2@127.0.0.1:1/d?table=t")
@@ -349,6 +361,57 @@ speval(abs, [1], sys.argv[1])
         assert second["name"] == "%s :now ?"
         assert second["error"].endswith("ValueError: a\\x00b\n")
 
+    def test_it_may_leave_more_descriptors_open_than_select_takes(self, sandbox: Sandbox, table: str) -> None:
+        script = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (5000, 5000))
+kept = [open(os.devnull) for _ in range(2000)]
+print(speval(abs, range(3), sys.argv[1])["completed"])
+"""
+        assert sandbox.run(script, table) == "3\n"
+
+    def test_what_a_handler_raises_in_mid_transaction_leaves_no_answer_behind(
+        self, sandbox: Sandbox, table: str
+    ) -> None:
+        script = """
+class Alarm(Exception):
+    pass
+
+def ring(*args):
+    raise Alarm
+
+db = sys.argv[1]
+speval(abs, range(3), db)
+signal.signal(signal.SIGALRM, ring)
+from speval.database import database
+known = database(db)
+for number in range(200):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0001 + number * 0.00002)
+        count_evals(known)
+        time.sleep(0.01)
+    except (Alarm, SpevalError):
+        pass
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert count_evals(known)["completed"] == 3
+"""
+        sandbox.run(script, table)
+
+    def test_databases_that_are_used_no_more_hold_no_connection(self, sandbox: Sandbox, table: str) -> None:
+        script = """
+import gc
+from speval.database import database
+from speval.process import forks
+gc.disable()
+speval(abs, range(3), sys.argv[1] + "&application_name=" + sys.argv[2])
+for _ in range(20):
+    count_evals(sys.argv[1] + "&application_name=" + sys.argv[2])
+with database(sys.argv[1]).read() as conn:
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = :name"
+    print(conn.execute(asked, {"name": sys.argv[2]}).fetchall()[0][0], len(forks._used))
+"""
+        assert sandbox.run(script, table, table[-20:]) == "0 1\n"
+
 
 class TestProcesses:
     def test_local_ones_share_the_work(self, sandbox: Sandbox, table: str) -> None:
@@ -392,6 +455,30 @@ class TestUrl:
             load_evals("postgresql://user:hunter2@host:port/db?nonsense=hunter2")
         assert "hunter2" not in str(caught.value)
         assert caught.value.__cause__ is None
+
+    @pytest.mark.parametrize(
+        "url", ["postgresql://user:hun@ter2@host/d", "postgresql://user:hun/ter2@host/d"]
+    )
+    def test_nor_where_a_password_is_not_percent_encoded(self, url: str) -> None:
+        with pytest.raises(ValueError, match=r"has to be percent-encoded|none that libpq knows") as caught:
+            database(url)
+        assert "ter2" not in str(caught.value)
+
+    def test_nor_in_the_command_by_which_to_go_on(self, sandbox: Sandbox, table: str) -> None:
+        table = table.replace("speval@", "speval:hunter2@")
+        script = (
+            'def func(x):\n    note(x)\n    wait_for("over")\nspeval(func, [1, 2], sys.argv[1], n_jobs=2)'
+        )
+        path = sandbox.path / "sweep.py"
+        path.write_text(PRELUDE + script)
+        instance = subprocess.Popen(
+            [*PYTHON[:1], str(path), table], cwd=sandbox.path, stderr=subprocess.PIPE, text=True
+        )
+        until(sandbox.calls)
+        instance.send_signal(signal.SIGINT)
+        _, said = instance.communicate(timeout=LIMIT)
+        assert "to go on: " in said
+        assert "hunter2" not in said
 
     @pytest.mark.parametrize("name", ["", "x" * 51])
     def test_a_name_that_no_table_can_have_is_refused(self, server: Server, name: str) -> None:

@@ -77,4 +77,7 @@ def shown(name: Name) -> str:
     """Return a name as it may be shown: as it was given, but without a password."""
     if isinstance(name, (str, bytes, os.PathLike)) and not is_url(name):
         return os.fsdecode(name)
-    return database(name).path
+    try:
+        return database(name).path
+    except (SpevalError, ValueError):
+        return f"{SCHEMES[0]}..."

@@ -20,7 +20,7 @@ from psycopg.types.numeric import Int8Dumper
 
 from ..errors import NotWritable, SpevalError
 from ..process import forks
-from ..process.background import Ticker, notice
+from ..process.background import Ticker, notice, weakly
 from ..process.machine import identity
 from .dialect import NOW, for_many, kind_of, literal, parameter, quoted, translated
 
@@ -46,13 +46,13 @@ KEEPALIVE = {
     "tcp_user_timeout": 1000 * (QUIET + INTERVAL * COUNT),  # milliseconds
     "connect_timeout": 10,
 }
-IDLE = psycopg.pq.TransactionStatus.IDLE
 SETTINGS = f"""
     SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off;
     SET tcp_keepalives_idle = {QUIET}; SET tcp_keepalives_interval = {INTERVAL};
     SET tcp_keepalives_count = {COUNT}; SET tcp_user_timeout = {1000 * (QUIET + INTERVAL * COUNT)};
-    SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0; SET lock_timeout = 0"""
-SECRETS = ("password", "sslpassword", "oauth_client_secret")
+    SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0; SET lock_timeout = 0;
+    SELECT set_config('synchronous_commit', 'on', false)
+    WHERE current_setting('synchronous_commit') = 'off'"""
 
 # Each claim and each end writes to every index on evals: so names have a table of their own.
 CREATE = (
@@ -122,6 +122,19 @@ class Rows:
     def close(self) -> None: ...
 
 
+def _check(conn: psycopg.Connection[Any]) -> None:
+    """Raise if a server, or what is between, cannot be used."""
+    if conn.execute("SELECT pg_backend_pid()").fetchall() != [(conn.info.backend_pid,)]:
+        raise SpevalError(
+            "this is a proxy that shares connections to PostgreSQL, which cannot tell who lives: name the"
+            " server itself"
+        )
+    if conn.info.server_version < OLDEST * 10000:
+        raise SpevalError(f"PostgreSQL {conn.info.server_version // 10000} is too old: {OLDEST} is needed")
+    if conn.info.parameter_status("server_encoding") != "UTF8":
+        raise SpevalError("this database is not in UTF-8: make one by `createdb -E UTF8 -T template0`")
+
+
 class Link:
     """One connection to a server, and a transaction on it: a `Connection`.
 
@@ -137,24 +150,16 @@ class Link:
         self._pipeline: Any = None
         self._table = table
         self.oid = 0  # of the table, once it is known to be one of evaluations
-        conn.adapters.register_dumper(int, Int8Dumper)
-        conn.prepare_threshold = 2
-        conn.execute(SETTINGS)
+        self._began = False  # by a word of ours, and so ends by one
         self._compared = -SYNC
-        if conn.execute("SELECT pg_backend_pid()").fetchall() != [(conn.info.backend_pid,)]:
+        try:
+            _check(conn)
+            conn.adapters.register_dumper(int, Int8Dumper)
+            conn.prepare_threshold = 2
+            conn.execute(SETTINGS)
+        except BaseException:
             conn.close()
-            raise SpevalError(
-                "this is a proxy that shares connections to PostgreSQL, which cannot tell who lives: name the"
-                " server itself"
-            )
-        if conn.info.server_version < OLDEST * 10000:
-            conn.close()
-            raise SpevalError(
-                f"PostgreSQL {conn.info.server_version // 10000} is too old: {OLDEST} is needed"
-            )
-        if conn.info.parameter_status("server_encoding") != "UTF8":
-            conn.close()
-            raise SpevalError("this database is not in UTF-8: make one by `createdb -E UTF8 -T template0`")
+            raise
 
     def ahead(self) -> float:
         """Return by how much the clock of the server is ahead of ours (s), as it was a minute ago at most."""
@@ -178,8 +183,10 @@ class Link:
         if not self.is_ours:
             return False
         with contextlib.suppress(psycopg.Error, OSError):
-            if select.select([self._conn.fileno()], [], [], 0)[0]:
-                self._conn.pgconn.consume_input()
+            poll = select.poll()
+            poll.register(self._conn.fileno(), select.POLLIN)
+            if poll.poll(0):  # it has said something without being asked: that it ends, most often
+                self._conn.execute("SELECT 1")
             return not self._conn.closed
         return False
 
@@ -189,20 +196,17 @@ class Link:
         pipelined = self._conn.pipeline() if psycopg.Pipeline.is_supported() else contextlib.nullcontext()
         self._pipeline = pipelined.__enter__()
         try:
-            if begin or not self._pipeline:
+            self._began = bool(begin) or not self._pipeline
+            if self._began:
                 self.execute(begin or "BEGIN")
             yield
-            if begin or not self._pipeline:
+            if self._began:
                 self._conn.execute("COMMIT")
             pipelined.__exit__(None, None, None)
         except BaseException:
-            with contextlib.suppress(psycopg.Error):
-                self._conn.execute("ROLLBACK")
+            self.close()  # which rolls back, wherever it was: an exception may have come between two answers
             with contextlib.suppress(psycopg.Error):  # which psycopg would log, if it knew what was raised
                 pipelined.__exit__(None, None, None)
-            with contextlib.suppress(psycopg.Error):
-                if self._conn.info.transaction_status != IDLE:
-                    self._conn.execute("ROLLBACK")
             raise
         finally:
             self._pipeline = None
@@ -212,10 +216,11 @@ class Link:
             self._pipeline.sync()
 
     def execute(self, statement: str, facts: Any = (), /) -> Rows:
-        known = (
-            {name: parameter(value) for name, value in facts.items()} if isinstance(facts, dict) else facts
-        )
-        return Rows(self, [self._conn.execute(translated(statement, self._table), known)])
+        if isinstance(facts, dict):
+            facts = {name: parameter(value) for name, value in facts.items()}
+        else:
+            facts = list(map(parameter, facts))
+        return Rows(self, [self._conn.execute(translated(statement, self._table), facts)])
 
     def executemany(self, statement: str, rows: Iterable[Sequence[Any]], /) -> Rows:
         cursors, left = [], iter(rows)
@@ -223,7 +228,7 @@ class Link:
             columns = list(zip(*some))
             text = for_many(statement, self._table, tuple(map(kind_of, columns)))
             cursors.append(self._conn.execute(text, list(map(literal, columns))))
-            if len(some) == MOST:
+            if len(some) == MOST and self._began:  # else to wait would be to commit
                 self.sync()
         return Rows(self, cursors)
 
@@ -236,8 +241,10 @@ class Link:
 
     def forget(self) -> None:
         """In a forked child: let the server see the end of the parent's connection when that ends."""
-        if not self._conn.closed and identity(self._conn.fileno()) == self._identity:
-            os.close(self._conn.fileno())
+        if not self._conn.closed:
+            forks.keep(self._conn)
+            if identity(self._conn.fileno()) == self._identity:
+                os.close(self._conn.fileno())
 
 
 class Locks:
@@ -246,7 +253,7 @@ class Locks:
     blind, see_all, are_sure = False, True, True
 
     def __init__(self, db: Postgres) -> None:
-        self._db = db
+        self._db = weakref.proxy(db)
         self._free: dict[int, float] = {}  # worker: for so many seconds its lock was free at each look
         self._looked = 0.0
         self.doubt = False
@@ -280,6 +287,11 @@ class Locks:
         return True
 
 
+def _end(link: Link, section: forks.Section) -> None:
+    link.close()
+    section.attend(-1)
+
+
 class Postgres:
     """A `Database` in tables of a server. Its one connection is kept between transactions.
 
@@ -295,7 +307,7 @@ class Postgres:
         self._link: Link | None = None
         self._workers: set[int] = set()
         self._locked: set[int] = set()  # of these, on the connection that there is
-        self._keeper = Ticker(self._look_after)
+        self._keeper = Ticker(weakly(self._look_after))
         self._opened = False
         self.ahead = 0.0
         self.locks = Locks(self)
@@ -387,7 +399,7 @@ class Postgres:
             except BaseException:
                 self._section.attend(-1)
                 raise
-            self._finalizer = weakref.finalize(self, self._link.close)
+            self._finalizer = weakref.finalize(self, _end, self._link, self._section)
             self.locks.renew()
             self._opened = True
         link = self._link
@@ -414,9 +426,7 @@ class Postgres:
         link, self._link = self._link, None
         self._locked.clear()
         if link is not None:
-            self._finalizer.detach()
-            link.close()
-            self._section.attend(-1)
+            self._finalizer()
 
     def _forget(self) -> None:
         """In a forked child: what is of the parent stays so."""
@@ -446,12 +456,10 @@ class Postgres:
 
     def _look_after(self) -> float:
         """See that our workers have their locks."""
-        if self._section.lock.acquire(blocking=False):  # else a transaction does it
-            try:
-                with contextlib.suppress(psycopg.Error, SpevalError):
+        with self._section.tried() as free:
+            if free:  # else a transaction does it
+                with contextlib.suppress(psycopg.Error, SpevalError, OSError):
                     self._connected()
-            finally:
-                self._section.lock.release()
         return KEEP
 
     def examine(self) -> Iterator[tuple[str, bool, str]]:
@@ -481,10 +489,12 @@ class Postgres:
 
     def _try_locks(self) -> tuple[bool, str]:
         """See the lock of another connection, end that, and see that the lock is gone."""
-        other = Link(self._conninfo, self._table)
-        other.execute(LOCK, {"table": 0, "worker": os.getpid()}).fetchall()
-        seen = [self._is_locked(os.getpid())]
-        other.close()
+        try:
+            with contextlib.closing(Link(self._conninfo, self._table)) as other:
+                other.execute(LOCK, {"table": 0, "worker": os.getpid()}).fetchall()
+                seen = [self._is_locked(os.getpid())]
+        except psycopg.Error as exc:
+            return False, f"cannot be tried by a second connection: {' '.join(str(exc).split())}"
         end = time.monotonic() + GONE
         while seen[-1] and time.monotonic() < end:
             time.sleep(0.01)
@@ -527,9 +537,14 @@ def parsed(url: str) -> tuple[str, str, str]:
         raise ValueError(
             "the URL of the database is none that libpq knows: postgresql://user@host:port/dbname?table=name"
         ) from None
+    ports = str(known.get("port", "")).replace(",", "")
+    if "@" in f"{known.get('host')}{known.get('dbname')}" or not (ports.isdigit() or ports == ""):
+        raise ValueError("the URL is not as libpq has it: a password in it has to be percent-encoded")
     if not 0 < len(table.encode()) <= LONGEST:
         raise ValueError(f"the name of a table has 1 to {LONGEST} bytes, not {table!r}")
-    conninfo = make_conninfo("", **{**KEEPALIVE, "application_name": "speval", **known})
+    conninfo = make_conninfo(
+        "", **{**KEEPALIVE, "application_name": "speval", **known, "client_encoding": "UTF8"}
+    )
     return conninfo, table, _shown(known, table)
 
 

@@ -7,10 +7,11 @@ import logging
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["LONG_WAIT", "Ticker", "forget", "notice", "paused", "paused_notices", "take_no_signals"]
+__all__ = ["LONG_WAIT", "Ticker", "forget", "notice", "paused", "paused_notices", "take_no_signals", "weakly"]
 
 log = logging.getLogger("speval")
 
@@ -96,6 +97,17 @@ class Ticker:
         if thread is not None and thread is not threading.current_thread():
             with contextlib.suppress(RuntimeError):  # it has not begun
                 thread.join(patience)
+
+
+def weakly(method: Callable[[], float | None]) -> Callable[[], float | None]:
+    """Return what calls a method for as long as its object is there: a ticker is not to keep that."""
+    weak = weakref.WeakMethod(method)
+
+    def call() -> float | None:
+        known = weak()
+        return None if known is None else known()
+
+    return call
 
 
 class Wait:

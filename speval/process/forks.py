@@ -88,6 +88,25 @@ class Section:
         finally:
             self.attend(-1)
 
+    @contextlib.contextmanager
+    def tried(self) -> Iterator[bool]:
+        """Be inside if nobody is; yield False otherwise."""
+        self.attend(1)
+        try:
+            got = self.lock.acquire(blocking=False)
+            free = got and not self.thread
+            try:
+                if free:
+                    self.thread = threading.get_ident()
+                yield free
+            finally:
+                if free:
+                    self.thread = 0
+                if got:
+                    self.lock.release()
+        finally:
+            self.attend(-1)
+
     def forget(self) -> None:
         self.thread = 0
         self.lock = threading.RLock()  # of the old one, another thread may be the owner

@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 try:
     import resource
@@ -40,11 +40,15 @@ def process() -> str:
     return f"process {os.getpid()} on {host()}"
 
 
-def command() -> str | None:
-    """Return the line that has started this program; None if it is no script, but a notebook, say."""
+def command(shown: Callable[[str], str]) -> str | None:
+    """Return the line that has started this program, each word as it may be `shown`.
+
+    None if it is no script, but a notebook, say.
+    """
     if getattr(sys.modules.get("__main__"), "__file__", None) is None:
         return None
-    return shlex.join(getattr(sys, "orig_argv", [sys.executable, *sys.argv]))  # Python 3.9 has none
+    words = getattr(sys, "orig_argv", [sys.executable, *sys.argv])  # Python 3.9 has none
+    return shlex.join(map(shown, words))
 
 
 def programs_ended() -> int:
