@@ -129,7 +129,7 @@ class TestServer:
     def test_a_restart_costs_a_pause_and_nothing_else(self, sandbox: Sandbox, alone: Server) -> None:
         table = alone.url("sweep")
         instances = [sandbox.start(SLOW, table, "200") for _ in range(4)]
-        until(lambda: len(sandbox.calls()) > 40)
+        until(lambda: len(sandbox.calls()) > 40 and len(survey.survey(table).workers) == 4)
         alone.stop(signal.SIGQUIT)  # as `pg_ctl restart -m immediate`
         alone.start()
         for instance in instances:
@@ -190,7 +190,7 @@ speval(func, [1], sys.argv[1])
     ) -> None:
         table = alone.url("sweep")
         instance = sandbox.start(SLOW.replace("sys.argv[1])", "sys.argv[1], n_jobs=3)"), table, "100")
-        until(lambda: len(sandbox.calls()) > 20)
+        until(lambda: len(sandbox.calls()) > 20 and len(survey.survey(table).workers) == 3)
         alone.stop()
         alone.start()
         sandbox.end(instance)
