@@ -121,6 +121,7 @@ def _idle(its: Server) -> Iterator[Row]:
                 if time.monotonic() > end:
                     raise RuntimeError(f"not all of {number} instances have come to wait")
                 time.sleep(1)
+            its.execute("CHECKPOINT")  # or it would still write what was measured before
             time.sleep(10)
             used, began = _cpu(its), time.monotonic()
             time.sleep(max(2, 20 * SCALE))
