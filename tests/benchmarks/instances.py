@@ -72,7 +72,7 @@ def enter(path: str, size: str, kind: str = "", amount: str = "") -> tuple[float
     return began, time.monotonic(), getrusage(RUSAGE_SELF).ru_maxrss - before
 
 
-def work(path: str, kind: str = "", amount: str = "") -> tuple[float, float, int]:
+def work(path: str, kind: str = "", amount: str = "", attempts: str = "3") -> tuple[float, float, int]:
     """Evaluate what is stored; return when the last call ended, when all was done, and bytes written."""
     func, last = function(kind, amount), [0.0]
 
@@ -80,8 +80,10 @@ def work(path: str, kind: str = "", amount: str = "") -> tuple[float, float, int
         func(args)
         last[0] = time.monotonic()
 
+    if path.startswith("postgresql:"):
+        from speval.database import postgres  # noqa: F401
     ready()
-    speval.speval(noting if kind == "given" else func, [], path)
+    speval.speval(noting if kind == "given" else func, [], path, max_attempts=int(attempts))
     return last[0], time.monotonic(), _written()
 
 

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from statistics import median
 from typing import Any
 
@@ -78,34 +78,45 @@ def pools() -> Iterator[Row]:
 
 def _beside(kinds: dict[str, Any], asked: float, less: dict[str, float]) -> Iterator[Row]:
     copies = Copies(scaled(200_000))
-    ours: list[float] = []
+
+    def ours() -> float:
+        with copies.copy() as path:
+            return scaled(200_000) / race(2, "work", path)[0]
+
+    def theirs(name: str) -> float:
+        return peers.rate(name, kinds[name], directory / name)
+
+    wanted = {name: f">= {less.get(name, asked):g}" for name in kinds}
+    rates = yield from beside(kinds, ours, theirs, wanted)
+    figures["stores" if asked == 20 else "pools"] = rates
+
+
+def beside(
+    kinds: dict[str, Any], ours: Callable[[], float], theirs: Callable[[str], float], asked: dict[str, str]
+) -> Generator[Row, None, dict[str, list[float]]]:
+    """Take rates, ours and those of peers, in turn; return those of who has any."""
+    own: list[float] = []
     rates: dict[str, list[float]] = {name: [] for name in kinds}
     for name, (requirement, _, _) in kinds.items():
         if not peers.install(directory / name, requirement):
             yield name, "cannot be installed here", ""
     for _ in range(ROUNDS):
-        with copies.copy() as path:
-            ours.append(scaled(200_000) / race(2, "work", path)[0])
+        own.append(ours())
         for name, values in rates.items():
             with contextlib.suppress(RuntimeError):  # it died
-                values.append(peers.rate(name, kinds[name], directory / name))
-    yield "this package, evaluations/s", spread(ours, ".0f"), ""
+                values.append(theirs(name))
+    yield "this package, evaluations/s", spread(own, ".0f"), asked.get("this package", "")
     for name, values in list(rates.items()):
         died = f", died in {ROUNDS - len(values)} rounds" if len(values) < ROUNDS else ""
         yield f"{name}, evaluations/s{died}", spread(values, ".0f") if values else "none", ""
         if not values:
             rates.pop(name)
         elif not died:
-            yield (
-                f"this package / {name}",
-                spread(ratios(ours, values), ".3g"),
-                f">= {less.get(name, asked):g}",
-            )
+            yield f"this package / {name}", spread(ratios(own, values), ".3g"), asked[name]
         else:
-            ratio = f"{median(ours) / median(values):.3g} of the medians"
-            yield f"this package / {name}", ratio, f">= {less.get(name, asked):g}"
-    rates = {"this package": ours, **rates}
-    figures["stores" if asked == 20 else "pools"] = rates
+            ratio = f"{median(own) / median(values):.3g} of the medians"
+            yield f"this package / {name}", ratio, asked[name]
+    return {"this package": own, **rates}
 
 
 def size() -> Iterator[Row]:
@@ -234,17 +245,18 @@ def large() -> Iterator[Row]:
 
 
 def restart() -> Iterator[Row]:
-    delays = []
-    for _ in range(12):
-        path = database()
-        with started(1, "hold", path) as (doomed,):
-            doomed.stdout.readline()  # type: ignore[union-attr]
-            with started(1, "hold", path) as (waiting,):
-                time.sleep(1.5 + random.random())  # it waits by then; kill between any two of its looks
-                killed = time.monotonic()
-                doomed.kill()
-                delays.append(float(waiting.stdout.readline()) - killed)  # type: ignore[union-attr]
-    yield "kill -9 to restart", ms(delays), "< 500 ms"
+    yield "kill -9 to restart", ms([restarted(database()) for _ in range(12)]), "< 500 ms"
+
+
+def restarted(path: object) -> float:
+    """Return the seconds from the death of a worker to the call of its evaluation by one that waits."""
+    with started(1, "hold", path) as (doomed,):
+        doomed.stdout.readline()  # type: ignore[union-attr]
+        with started(1, "hold", path) as (waiting,):
+            time.sleep(1.5 + random.random())  # it waits by then; kill between any two of its looks
+            killed = time.monotonic()
+            doomed.kill()
+            return float(waiting.stdout.readline()) - killed  # type: ignore[union-attr]
 
 
 def sweep() -> Iterator[Row]:

@@ -1,8 +1,8 @@
 """What others do with a function that does nothing: ``python peers.py NAME PATH NUMBER``.
 
-Each function that is named in STORES or POOLS is one process of a peer, in the use that is natural and
-fast there; ``prepare_...``, where there is one, enters the evaluations before. Nothing of a peer is imported
-before it is measured.
+Each function that is named in STORES, SERVERS or POOLS is one process of a peer, in the use that is natural
+and fast there; ``prepare_...``, where there is one, enters the evaluations before. Nothing of a peer is
+imported before it is measured.
 """
 
 from __future__ import annotations
@@ -128,6 +128,76 @@ def litequeue(path: str, number: str) -> None:
         queue.done(message.message_id)
 
 
+def prepare_procrastinate(url: str, number: str) -> None:
+    app, task = _procrastinate(url)
+    with app.open():
+        app.schema_manager.apply_schema()
+        task.batch_defer(*({"args": args} for args in space(number)))
+
+
+def procrastinate(url: str, number: str) -> None:
+    app, _ = _procrastinate(url)
+    ready()
+    app.run_worker(wait=False, concurrency=10)
+
+
+def _procrastinate(url: str) -> Any:
+    from procrastinate import App, PsycopgConnector
+
+    logging.getLogger("procrastinate").setLevel(logging.ERROR)
+    app = App(connector=PsycopgConnector(conninfo=url))
+
+    @app.task(name="no_op")
+    async def task(args: Any) -> int:
+        return no_op(args)
+
+    return app, task
+
+
+def prepare_pgqueuer(url: str, number: str) -> None:
+    async def enter(queries: Any) -> None:
+        await queries.install()
+        payloads = [json.dumps(args).encode() for args in space(number)]
+        await queries.enqueue(["no_op"] * len(payloads), payloads, [0] * len(payloads))
+
+    _pgqueuer(url, enter)
+
+
+def pgqueuer(url: str, number: str) -> None:
+    from datetime import timedelta
+
+    from pgqueuer import QueueManager
+    from pgqueuer.types import QueueExecutionMode
+
+    async def work(queries: Any) -> None:
+        manager = QueueManager(queries)
+
+        @manager.entrypoint("no_op")
+        async def task(job: Any) -> None:
+            no_op(json.loads(job.payload))
+
+        ready()
+        soon = timedelta(seconds=0.1)  # instead of 30 s, if the last are under way when it looks
+        await manager.run(soon, batch_size=100, mode=QueueExecutionMode.drain)
+        done()
+
+    _pgqueuer(url, work)
+
+
+def _pgqueuer(url: str, use: Any) -> None:
+    import asyncpg
+    import uvloop
+    from pgqueuer import AsyncpgDriver, Queries
+
+    async def run() -> None:
+        conn = await asyncpg.connect(url)
+        await use(Queries(AsyncpgDriver(conn)))
+        await conn.close()
+
+    logging.getLogger("pgqueuer").setLevel(logging.ERROR)
+    uvloop.run(run())
+
+
 def process_pool(path: str, number: str) -> None:
     from concurrent.futures import ProcessPoolExecutor
 
@@ -186,6 +256,10 @@ STORES = {
     "litequeue": ("litequeue", 5000, 2),  # it slows down with the number: so the first 1000, in 0.1 s, too
     "litequeue_1000": ("litequeue", 1000, 2),
 }
+SERVERS = {
+    "procrastinate": ("procrastinate psycopg[binary]", 5000, 8),
+    "pgqueuer": ("pgqueuer[asyncpg]", 20_000, 8),
+}
 POOLS = {
     "process_pool": ("", 20_000, 1),
     "dask": ("distributed", 2000, 1),
@@ -198,14 +272,14 @@ def install(target: pathlib.Path, requirement: str) -> bool:
     """Install a peer into a directory of its own."""
     if not requirement:
         return True
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(target), requirement]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(target), *requirement.split()]
     return subprocess.run(pip, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
-def rate(name: str, kind: tuple[str, int, int], package: pathlib.Path) -> float:
-    """Return the evaluations per second of one run."""
+def rate(name: str, kind: tuple[str, int, int], package: pathlib.Path, path: object = None) -> float:
+    """Return the evaluations per second of one run, by default in a file."""
     _, number, processes = kind
-    number, path = scaled(number), database()
+    number, path = scaled(number), path or database()
     if globals().get(f"prepare_{name}"):
         call(f"prepare_{name}", path, number, script="peers.py", package=package)
     return number / race(processes, name, path, number, script="peers.py", package=package)[0]

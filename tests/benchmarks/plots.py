@@ -129,3 +129,9 @@ def large(axes: Any, its: dict[str, list[tuple[int, float, float]]]) -> None:
     axes.set(
         xlabel="characters", ylabel="ms for one evaluation", title="What a large argument or result costs"
     )
+
+
+def server(axes: Any, its: dict[str, list[float]]) -> None:
+    _bars(axes, its, "evaluations/s")
+    _asked(axes, 30_000, "asked: 30,000/s", across=True)
+    axes.set_title("No-op, 8 workers, on a PostgreSQL server of this machine")

@@ -13,8 +13,12 @@ import sys
 import time
 from typing import Any
 
-from measures import ALL, figures
+import measures
+from measures import figures
 from processes import HERE, PACKAGE, directory, gaps, ms
+from servers import server
+
+ALL = [*measures.ALL, server]
 
 
 def conditions() -> str:
