@@ -207,6 +207,21 @@ class TestClaims:
         assert counts == {"pending": 7, "in_progress": 0, "completed": 1, "failed": 0}
         assert [row["losses"] for row in load_evals(db)] == [0] * 8
 
+    def test_who_is_kept_from_leaving_has_stored_nothing(
+        self, db: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(db, range(4))
+        worker = workers.join()
+        (held,) = claim(worker)
+        worker.done.append(job.Outcome(held, "1", None, 1.0, 2.0))
+
+        def fail(*args: Any) -> None:
+            raise SpevalError("the disk is gone")
+
+        monkeypatch.setattr(job.workers, "mark_all_ended", fail)
+        assert worker.leave() is None
+        assert statuses(db) == ["in_progress"] + ["pending"] * 3
+
     def test_what_is_not_started_is_given_back_in_the_next_exchange(
         self, db: Database, workers: Workers
     ) -> None:

@@ -103,15 +103,24 @@ FREE = """
 class Rows:
     """What a statement has found or changed, which may yet be on its way."""
 
-    def __init__(self, link: Link, cursors: list[psycopg.Cursor[Any]]) -> None:
-        self._link = link
+    def __init__(self, cursors: list[psycopg.Cursor[Any]]) -> None:
         self._cursors = cursors
 
     @property
     def rowcount(self) -> int:
-        if any(cursor.pgresult is None for cursor in self._cursors):
-            self._link.sync()
+        for cursor in self._cursors:
+            self._await(cursor)
         return sum(cursor.rowcount for cursor in self._cursors)
+
+    @staticmethod
+    def _await(cursor: psycopg.Cursor[Any]) -> None:
+        """Wait for what a statement without rows has done; a sync of the pipeline would commit that."""
+        if cursor.pgresult is None:
+            try:
+                cursor.fetchone()
+            except psycopg.ProgrammingError:
+                if cursor.pgresult is None:
+                    raise
 
     def fetchall(self) -> list[Any]:
         return list(self)
@@ -211,16 +220,12 @@ class Link:
         finally:
             self._pipeline = None
 
-    def sync(self) -> None:
-        if self._pipeline is not None:
-            self._pipeline.sync()
-
     def execute(self, statement: str, facts: Any = (), /) -> Rows:
         if isinstance(facts, dict):
             facts = {name: parameter(value) for name, value in facts.items()}
         else:
             facts = list(map(parameter, facts))
-        return Rows(self, [self._conn.execute(translated(statement, self._table), facts)])
+        return Rows([self._conn.execute(translated(statement, self._table), facts)])
 
     def executemany(self, statement: str, rows: Iterable[Sequence[Any]], /) -> Rows:
         cursors, left = [], iter(rows)
@@ -228,9 +233,9 @@ class Link:
             columns = list(zip(*some))
             text = for_many(statement, self._table, tuple(map(kind_of, columns)))
             cursors.append(self._conn.execute(text, list(map(literal, columns))))
-            if len(some) == MOST and self._began:  # else to wait would be to commit
-                self.sync()
-        return Rows(self, cursors)
+            if len(some) == MOST and self._began and self._pipeline:  # else a sync would commit
+                self._pipeline.sync()
+        return Rows(cursors)
 
     def close(self) -> None:
         """Close it; never what was inherited from another process, or is another file by now."""
