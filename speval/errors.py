@@ -8,7 +8,23 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["NotWritable", "SpaceMismatch", "SpevalError", "cut", "last_line", "message", "plain", "visible"]
+__all__ = [
+    "INTERRUPTED",
+    "NotWritable",
+    "SpaceMismatch",
+    "SpevalError",
+    "cut",
+    "last_line",
+    "message",
+    "plain",
+    "visible",
+]
+
+
+INTERRUPTED = (
+    "a signal handler has interrupted a transaction on {path}, and cannot use it before that is over: set a"
+    " flag there, and look at it later"
+)
 
 
 class SpevalError(Exception):

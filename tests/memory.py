@@ -65,7 +65,7 @@ class Memory:
                 raise
 
     @contextlib.contextmanager
-    def write(self, alone: bool = True) -> Iterator[sqlite3.Connection]:
+    def write(self, alone: bool = False) -> Iterator[sqlite3.Connection]:
         if self._conn is None:
             raise SpevalError("it is gone")
         with self.create() as conn:

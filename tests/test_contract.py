@@ -26,6 +26,7 @@ from speval import (
     speval,
 )
 from speval.database import Database, database
+from speval.errors import NotWritable
 from speval.workers import how_far
 
 job = importlib.import_module("speval.speval")
@@ -162,6 +163,12 @@ class TestSpace:
         with pytest.raises(SpevalError), db.write() as conn:
             conn.execute("SELECT nothing FROM nowhere")
         assert statuses(db) == ["pending"] * 3
+
+    def test_what_contradicts_itself_is_not_tried_again_and_again(self, db: Database) -> None:
+        fill(db, range(3))
+        with pytest.raises(SpevalError) as caught, db.write() as conn:
+            raise conn.DatabaseError("its rows are not in order")
+        assert not isinstance(caught.value, NotWritable)
 
 
 class TestClaims:

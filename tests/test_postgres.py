@@ -501,6 +501,12 @@ except SpevalError as exc:
     print(exc)
 """
         assert "needs the package psycopg" in sandbox.run(script)
+        script = """
+from speval.cli import main
+sys.modules["psycopg"] = None
+print([main([command, "postgresql://localhost/db?table=t"]) for command in ("status", "doctor")])
+"""
+        assert sandbox.run(script).endswith("[2, 2]\n")
 
     def test_what_libpq_knows_from_elsewhere_is_used(self, server: Server, sandbox: Sandbox) -> None:
         service = sandbox.path / "service"

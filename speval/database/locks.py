@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator
 
-from ..errors import NotWritable, SpevalError, visible
+from ..errors import INTERRUPTED, NotWritable, SpevalError, visible
 from ..process.background import notice
 from ..process.forks import Section, at_gate
 from ..process.machine import identity, mount_of, process
@@ -191,10 +191,7 @@ class Locks:
         """Keep the other threads of this process out, and the file open."""
         with self._section.entered() as free:
             if not free:
-                raise SpevalError(
-                    f"a signal handler has interrupted a transaction on {self._database}, and cannot use it"
-                    " before that is over: set a flag there, and look at it later"
-                )
+                raise SpevalError(INTERRUPTED.format(path=self._database))
             pid = os.getpid()
             try:
                 self._refresh(create)

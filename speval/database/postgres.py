@@ -18,7 +18,7 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.numeric import Int8Dumper
 
-from ..errors import NotWritable, SpevalError
+from ..errors import INTERRUPTED, NotWritable, SpevalError
 from ..process import forks
 from ..process.background import Ticker, notice, weakly
 from ..process.machine import identity
@@ -39,6 +39,9 @@ SYNC = 60.0  # seconds after which the two clocks are compared again
 GONE, KEEP, COME_BACK = 1.5, 0.25, 30.0
 # What ends a connection to a host that has vanished, on both sides, in some 10 s.
 QUIET, INTERVAL, COUNT = 5, 2, 3
+# Classes of SQLSTATE of what may be well the next time: connection, transaction state, rollback, resources,
+# prerequisites, intervention, system.
+PASSING = ("08", "25", "40", "53", "55", "57", "58")
 KEEPALIVE = {
     "keepalives_idle": QUIET,
     "keepalives_interval": INTERVAL,
@@ -383,10 +386,7 @@ class Postgres:
     def _transaction(self, begin: str) -> Iterator[Link]:
         with self._section.entered() as free:
             if not free:
-                raise SpevalError(
-                    f"a signal handler has interrupted a transaction on {self.path}, and cannot use it before"
-                    " that is over: set a flag there, and look at it later"
-                )
+                raise SpevalError(INTERRUPTED.format(path=self.path))
             try:
                 link = self._connected()
                 with link.transaction(begin):
@@ -518,7 +518,9 @@ class Postgres:
         said = " ".join(str(exc).split())
         if isinstance(exc, errors.UndefinedTable) and self._opened:
             return SpevalError(f"{self.path} was deleted while it was in use: start again")
-        if exc.sqlstate is None or exc.sqlstate[:2] in ("08", "40", "53", "55", "57", "58", "25"):
+        # Without a state: the connection broke; or the database contradicts itself, and will go on to do so.
+        broke = exc.sqlstate is None and isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError))
+        if broke or (exc.sqlstate or "")[:2] in PASSING:
             return NotWritable(f"{self.path} cannot be used for now ({said})")
         return SpevalError(f"{self.path} cannot be used ({said})")
 

@@ -107,7 +107,7 @@ class Sqlite:
             show_as_current(conn, self.path)
             yield conn
 
-    def write(self, alone: bool = True) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+    def write(self, alone: bool = False) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         return self._transaction("BEGIN IMMEDIATE", "rw")
 
     def create(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:

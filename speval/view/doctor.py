@@ -12,9 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..database import is_url
+from ..database import database, is_url
 from ..database.locks import Locks
 from ..database.sqlite import Sqlite
 from ..errors import SpevalError
@@ -52,10 +52,9 @@ def examine(path: str) -> Iterator[Finding]:
         If there is no such directory.
     """
     if is_url(path):
-        from ..database.postgres import Postgres
-
+        server: Any = database(path)
         yield Finding("Python", True, f"{sys.version.split()[0]} on {host()}")
-        yield from itertools.starmap(Finding, Postgres(path).examine())
+        yield from itertools.starmap(Finding, server.examine())
         return
     path = os.path.realpath(path)
     folder = path if os.path.isdir(path) else os.path.dirname(path)
