@@ -208,8 +208,8 @@ def host() -> Iterator[list[str]]:
 
     What is before a command that is to run there.
     """
-    if os.geteuid() != 0:
-        pytest.skip("root is needed to make a host")
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("root, and the program ip, are needed to make a host")
     lines = """netns add speval
 link add spevallink type veth peer name eth0 netns speval
 addr add 10.77.0.1/24 dev spevallink
