@@ -13,23 +13,35 @@ __all__ = ["NOW", "for_many", "kind_of", "literal", "parameter", "quoted", "tran
 NOW = "extract(epoch FROM clock_timestamp())::float8"
 TABLES = re.compile(r"\b(FROM|JOIN|UPDATE|INTO|TABLE|ON)\s+(evals|names|workers|spaces)\b(?!\.)")
 PARAMETERS = re.compile(r"(?<!:):(\w+)|\?")
+TYPES = {bool: 16, int: 20, float: 701}  # by their numbers in pg_type
 LOCKING = re.compile(r"/\*(.*?)\*/", re.DOTALL)
 
 
 @functools.lru_cache(maxsize=1000)
-def translated(statement: str, table: str) -> bytes:
-    """Return a statement for psycopg: with what locks rows, its parameters, and its names of tables."""
+def translated(statement: str, table: str) -> tuple[bytes, list[str]]:
+    """Return a statement with what locks rows, with numbered parameters, and with its names of tables.
+
+    And the names of the parameters, in this order, if they have names.
+    """
+    names: list[str] = []
+    numbers = itertools.count(1)
 
     def in_place(found: re.Match[str]) -> str:
-        return NOW if found[1] == "now" else f"%({found[1]})s" if found[1] else "%s"
+        if found[1] == "now":
+            return NOW
+        if found[1] is None:
+            return f"${next(numbers)}"
+        if found[1] not in names:
+            names.append(found[1])
+        return f"${names.index(found[1]) + 1}"
 
     def named(found: re.Match[str]) -> str:
         word, name = found.groups()
-        own = quoted(table if name == "evals" else f"{table}_{name}").replace("%", "%%")
+        own = quoted(table if name == "evals" else f"{table}_{name}")
         return f"{word} {own}" if word in ("TABLE", "ON") else f"{word} {own} AS {name}"
 
-    text = LOCKING.sub(r"\1", statement.replace("%", "%%"))
-    return TABLES.sub(named, PARAMETERS.sub(in_place, text)).encode()
+    text = PARAMETERS.sub(in_place, LOCKING.sub(r"\1", statement))
+    return TABLES.sub(named, text).encode(), names
 
 
 def quoted(name: str) -> str:
@@ -49,7 +61,7 @@ def for_many(statement: str, table: str, kinds: tuple[str, ...]) -> bytes:
     names = ", ".join(f"p{number}" for number in range(len(kinds)))
     given = f"FROM unnest({', '.join(f'?::{kind}[]' for kind in kinds)}) AS given ({names})"
     text, inserts = re.subn(r"\bVALUES \((.*?)\)", rf"SELECT \1 {given}", text)
-    return translated(text if inserts else text.replace(" WHERE ", f" {given} WHERE ", 1), table)
+    return translated(text if inserts else text.replace(" WHERE ", f" {given} WHERE ", 1), table)[0]
 
 
 def kind_of(column: Sequence[Any]) -> str:
@@ -57,11 +69,15 @@ def kind_of(column: Sequence[Any]) -> str:
     return {int: "int8", float: "float8"}.get(kind, "text")
 
 
-def parameter(value: Any) -> Any:
-    """Return a value as PostgreSQL takes it: it has no character 0 in its text."""
+def parameter(value: Any) -> tuple[bytes | None, int]:
+    """Return a value as text, and the number of its type, 0 if that is what is needed where it stands."""
+    if value is None:
+        return None, 0
     if isinstance(value, str):
-        return value.replace("\0", "\\x00")
-    return literal(value) if isinstance(value, list) else value
+        return value.replace("\0", "\\x00").encode(), 0
+    if isinstance(value, list):
+        return literal(value).encode(), 0
+    return repr(value).encode(), TYPES[type(value)]
 
 
 def literal(column: Sequence[Any]) -> str:

@@ -3,60 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
 import os
-import select
 import time
-import urllib.parse
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import psycopg
 from psycopg import errors
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.types.numeric import Int8Dumper
 
 from ..errors import INTERRUPTED, NotWritable, SpevalError
 from ..process import forks
 from ..process.background import Ticker, notice, weakly
-from ..process.machine import identity
-from .dialect import NOW, for_many, kind_of, literal, parameter, quoted, translated
+from .dialect import quoted
+from .link import Link, parsed
 
 __all__ = ["Postgres"]
 
-OLDEST = 12  # version of the server
 FORMAT = 1
 COMMENT = "evaluations of speval, format "
-MOST = 5000  # rows that one statement takes
-LONGEST = 50  # characters of a table's name, for which those of its indexes leave room
 CLOCK = 60.0  # seconds by which two clocks may differ
 SPARE = 10  # connections that others may need
-SYNC = 60.0  # seconds after which the two clocks are compared again
 # Seconds. A lock that is free tells of a death only when its owner has had the time to connect again: so
 # often it looks whether it has to. A server that has started again has lost all locks.
 GONE, KEEP, COME_BACK = 1.5, 0.25, 30.0
-# What ends a connection to a host that has vanished, on both sides, in some 10 s.
-QUIET, INTERVAL, COUNT = 5, 2, 3
 # Classes of SQLSTATE of what may be well the next time: connection, transaction state, rollback, resources,
 # prerequisites, intervention, system.
 PASSING = ("08", "25", "40", "53", "55", "57", "58")
-KEEPALIVE = {
-    "keepalives_idle": QUIET,
-    "keepalives_interval": INTERVAL,
-    "keepalives_count": COUNT,
-    "tcp_user_timeout": 1000 * (QUIET + INTERVAL * COUNT),  # milliseconds
-    "connect_timeout": 10,
-}
-SETTINGS = f"""
-    SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off;
-    SET tcp_keepalives_idle = {QUIET}; SET tcp_keepalives_interval = {INTERVAL};
-    SET tcp_keepalives_count = {COUNT}; SET tcp_user_timeout = {1000 * (QUIET + INTERVAL * COUNT)};
-    SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0; SET lock_timeout = 0;
-    SELECT set_config('synchronous_commit', 'on', false)
-    WHERE current_setting('synchronous_commit') = 'off'"""
-
 # Each claim and each end writes to every index on evals: so names have a table of their own.
 CREATE = (
     """CREATE TABLE evals (
@@ -101,158 +73,6 @@ FREE = """
         AND NOT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
             AND classid = :table::int8 AND objid = id & 4294967295)"""
-
-
-class Rows:
-    """What a statement has found or changed, which may yet be on its way."""
-
-    def __init__(self, cursors: list[psycopg.Cursor[Any]]) -> None:
-        self._cursors = cursors
-
-    @property
-    def rowcount(self) -> int:
-        for cursor in self._cursors:
-            self._await(cursor)
-        return sum(cursor.rowcount for cursor in self._cursors)
-
-    @staticmethod
-    def _await(cursor: psycopg.Cursor[Any]) -> None:
-        """Wait for what a statement without rows has done; a sync of the pipeline would commit that."""
-        if cursor.pgresult is None:
-            try:
-                cursor.fetchone()
-            except psycopg.ProgrammingError:
-                if cursor.pgresult is None:
-                    raise
-
-    def fetchall(self) -> list[Any]:
-        return list(self)
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.chain.from_iterable(cursor.fetchall() for cursor in self._cursors)
-
-    def close(self) -> None: ...
-
-
-def _check(conn: psycopg.Connection[Any]) -> None:
-    """Raise if a server, or what is between, cannot be used."""
-    if conn.execute("SELECT pg_backend_pid()").fetchall() != [(conn.info.backend_pid,)]:
-        raise SpevalError(
-            "this is a proxy that shares connections to PostgreSQL, which cannot tell who lives: name the"
-            " server itself"
-        )
-    if conn.info.server_version < OLDEST * 10000:
-        raise SpevalError(f"PostgreSQL {conn.info.server_version // 10000} is too old: {OLDEST} is needed")
-    if conn.info.parameter_status("server_encoding") != "UTF8":
-        raise SpevalError("this database is not in UTF-8: make one by `createdb -E UTF8 -T template0`")
-
-
-class Link:
-    """One connection to a server, and a transaction on it: a `Connection`.
-
-    Statements are sent in one go until the rows of one are asked for.
-    """
-
-    DatabaseError = psycopg.DatabaseError
-
-    def __init__(self, conninfo: str, table: str) -> None:
-        self._conn = conn = psycopg.connect(conninfo, autocommit=True)
-        self._pid = os.getpid()
-        self._identity = identity(conn.fileno())
-        self._pipeline: Any = None
-        self._table = table
-        self.oid = 0  # of the table, once it is known to be one of evaluations
-        self._began = False  # by a word of ours, and so ends by one
-        self._compared = -SYNC
-        try:
-            _check(conn)
-            conn.adapters.register_dumper(int, Int8Dumper)
-            conn.prepare_threshold = 2
-            conn.execute(SETTINGS)
-        except BaseException:
-            conn.close()
-            raise
-
-    def ahead(self) -> float:
-        """Return by how much the clock of the server is ahead of ours (s), as it was a minute ago at most."""
-        if time.monotonic() - self._compared >= SYNC:
-            began = time.time()
-            ((now,),) = self._conn.execute(f"SELECT {NOW}").fetchall()
-            self._ahead = float(now) - (began + time.time()) / 2
-            self._compared = time.monotonic()
-        return self._ahead
-
-    @property
-    def is_ours(self) -> bool:
-        """It is of this process, and open, and `func` has not put another file in its place."""
-        if self._pid != os.getpid() or self._conn.closed:
-            return False
-        return identity(self._conn.fileno()) == self._identity
-
-    @property
-    def is_alive(self) -> bool:
-        """Tell whether the server is still there, as far as the kernel knows."""
-        if not self.is_ours:
-            return False
-        with contextlib.suppress(psycopg.Error, OSError):
-            poll = select.poll()
-            poll.register(self._conn.fileno(), select.POLLIN)
-            if poll.poll(0):  # it has said something without being asked: that it ends, most often
-                self._conn.execute("SELECT 1")
-            return not self._conn.closed
-        return False
-
-    @contextlib.contextmanager
-    def transaction(self, begin: str = "") -> Iterator[None]:
-        """Be in a transaction in the block. Without `begin`, all that is sent in one go is one."""
-        pipelined = self._conn.pipeline() if psycopg.Pipeline.is_supported() else contextlib.nullcontext()
-        self._pipeline = pipelined.__enter__()
-        try:
-            self._began = bool(begin) or not self._pipeline
-            if self._began:
-                self.execute(begin or "BEGIN")
-            yield
-            if self._began:
-                self._conn.execute("COMMIT")
-            pipelined.__exit__(None, None, None)
-        except BaseException:
-            self.close()  # which rolls back, wherever it was: an exception may have come between two answers
-            with contextlib.suppress(psycopg.Error):  # which psycopg would log, if it knew what was raised
-                pipelined.__exit__(None, None, None)
-            raise
-        finally:
-            self._pipeline = None
-
-    def execute(self, statement: str, facts: Any = (), /) -> Rows:
-        if isinstance(facts, dict):
-            facts = {name: parameter(value) for name, value in facts.items()}
-        else:
-            facts = list(map(parameter, facts))
-        return Rows([self._conn.execute(translated(statement, self._table), facts)])
-
-    def executemany(self, statement: str, rows: Iterable[Sequence[Any]], /) -> Rows:
-        cursors, left = [], iter(rows)
-        while some := list(itertools.islice(left, MOST)):
-            columns = list(zip(*some))
-            text = for_many(statement, self._table, tuple(map(kind_of, columns)))
-            cursors.append(self._conn.execute(text, list(map(literal, columns))))
-            if len(some) == MOST and self._began and self._pipeline:  # else a sync would commit
-                self._pipeline.sync()
-        return Rows(cursors)
-
-    def close(self) -> None:
-        """Close it; never what was inherited from another process, or is another file by now."""
-        if self.is_ours:
-            self._conn.close()
-        elif self._pid == os.getpid() and not self._conn.closed:
-            forks.keep(self._conn)
-
-    def forget(self) -> None:
-        """In a forked child: let the server see the end of the parent's connection when that ends."""
-        if not self._conn.closed:
-            forks.keep(self._conn)
-            if identity(self._conn.fileno()) == self._identity:
-                os.close(self._conn.fileno())
 
 
 class Locks:
@@ -455,7 +275,7 @@ class Postgres:
                 self._locked.discard(worker)
                 if self._link is not None and self._link.is_ours:
                     with contextlib.suppress(psycopg.Error):
-                        self._link.execute(UNLOCK, self._key(self._link, worker))
+                        self._link.ask(UNLOCK, self._key(self._link, worker))
         if not self._workers:
             self._keeper.stop()
 
@@ -496,7 +316,7 @@ class Postgres:
         """See the lock of another connection, end that, and see that the lock is gone."""
         try:
             with contextlib.closing(Link(self._conninfo, self._table)) as other:
-                other.execute(LOCK, {"table": 0, "worker": os.getpid()}).fetchall()
+                other.ask(LOCK, {"table": 0, "worker": os.getpid()})
                 seen = [self._is_locked(os.getpid())]
         except psycopg.Error as exc:
             return False, f"cannot be tried by a second connection: {' '.join(str(exc).split())}"
@@ -527,38 +347,3 @@ class Postgres:
 
 def _signed(number: int) -> int:
     return number - (1 << 32) if number >= 1 << 31 else number
-
-
-def parsed(url: str) -> tuple[str, str, str]:
-    """Return what libpq takes, the table, and the URL as it may be shown."""
-    before, _, query = url.partition("?")
-    pieces = [piece for piece in query.split("&") if piece]
-    table = "evals"
-    for piece in pieces:
-        if piece.startswith("table="):
-            table = urllib.parse.unquote(piece[len("table=") :])
-    rest = "&".join(piece for piece in pieces if not piece.startswith("table="))
-    try:
-        known = conninfo_to_dict(f"{before}?{rest}" if rest else before)
-    except psycopg.ProgrammingError:
-        raise ValueError(
-            "the URL of the database is none that libpq knows: postgresql://user@host:port/dbname?table=name"
-        ) from None
-    ports = str(known.get("port", "")).replace(",", "")
-    if "@" in f"{known.get('host')}{known.get('dbname')}" or not (ports.isdigit() or ports == ""):
-        raise ValueError("the URL is not as libpq has it: a password in it has to be percent-encoded")
-    if not 0 < len(table.encode()) <= LONGEST:
-        raise ValueError(f"the name of a table has 1 to {LONGEST} bytes, not {table!r}")
-    conninfo = make_conninfo(
-        "", **{**KEEPALIVE, "application_name": "speval", **known, "client_encoding": "UTF8"}
-    )
-    return conninfo, table, _shown(known, table)
-
-
-def _shown(known: Mapping[str, Any], table: str) -> str:
-    quote = functools.partial(urllib.parse.quote, safe="")
-    user = f"{quote(str(known['user']))}@" if known.get("user") else ""
-    host = quote(str(known.get("host", "")), safe=",") if "host" in known else ""
-    port = f":{known['port']}" if known.get("port") else ""
-    dbname = f"/{quote(str(known['dbname']))}" if known.get("dbname") else "/"
-    return f"postgresql://{user}{host}{port}{dbname}?table={quote(table)}"
