@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 
+REPLACED = "{path} was replaced while it was in use: start again"
 INTERRUPTED = (
     "a signal handler has interrupted a transaction on {path}, and cannot use it before that is over: set a"
     " flag there, and look at it later"

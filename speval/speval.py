@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import workers
-from .database import Connection, Database, Name, database, existing, later, shown
+from .database import Connection, Cursor, Database, Name, database, existing, shown
 from .errors import NotWritable, SpevalError, cut, last_line, visible
 from .function import code_of, differences, name_of
 from .pace import SHARE, Pace
@@ -126,11 +126,15 @@ class Outcome(NamedTuple):
 FIND_PENDING = """
     SELECT id, name, args, attempt + 1, losses FROM evals WHERE status = 'pending' ORDER BY id LIMIT :room
     /* FOR UPDATE SKIP LOCKED */"""
-CLAIM = """
-    UPDATE evals SET status = 'in_progress', attempt = attempt + 1, worker = :worker, started = :now,
-        updated = :now
+SET_CLAIMED = """
+    SET status = 'in_progress', attempt = attempt + 1, worker = :worker, started = :now, updated = :now"""
+CLAIM = f"""
+    UPDATE evals {SET_CLAIMED}
     WHERE status = 'pending' AND id <= :last AND CAST(status AS TEXT) = 'pending' AND attempt >= reset
         /* AND id = ANY (:ids) */"""
+FIND_AND_CLAIM = f"""
+    WITH found AS ({FIND_PENDING}) UPDATE evals {SET_CLAIMED} FROM found WHERE evals.id = found.id
+    RETURNING evals.id, evals.name, evals.args, attempt"""
 FIRST_PENDING = """
     SELECT attempt, (SELECT max(id) FROM evals) - id + 1, (SELECT count(*) FROM workers WHERE ended IS NULL)
     FROM evals WHERE status = 'pending' ORDER BY id LIMIT 1"""
@@ -138,7 +142,7 @@ COUNT_SOME_PENDING = """
     SELECT count(*) FROM (SELECT 1 FROM evals WHERE status = 'pending' LIMIT :room) AS pending"""
 
 
-def claim(db: Database, conn: Connection, worker: int, room: int) -> list[tuple[Any, ...]]:
+def claim(db: Database, conn: Connection, worker: int, room: int) -> Iterable[tuple[Any, ...]]:
     """Claim up to `room` pending evaluations, the first of the space; one that was lost before alone.
 
     Return rows, of which a `Claim` each is made after the transaction.
@@ -146,6 +150,8 @@ def claim(db: Database, conn: Connection, worker: int, room: int) -> list[tuple[
     claims: list[tuple[Any, ...]] = []
     size = 0
     room = min(room, _share(conn, room))
+    if room == 1 and not db.serial:
+        return conn.execute(FIND_AND_CLAIM, {"room": room, "worker": worker})
     with contextlib.closing(conn.execute(FIND_PENDING, {"room": room})) as cursor:
         for row in cursor:
             claims.append(row[:-1])
@@ -197,8 +203,8 @@ IS_STORED = """
         AND updated = :ended"""
 
 
-def finish(db: Database, conn: Connection, worker: int, outcomes: list[Outcome]) -> Callable[[], list[bool]]:
-    """Complete or fail evaluations; what is returned tells which, False if a claim does not count any more.
+def finish(conn: Connection, worker: int, outcomes: list[Outcome]) -> list[Cursor]:
+    """Complete or fail evaluations; return what tells, by `are_stored`, which of them.
 
     A late result, of a claim that was lost, is stored as long as there is no other result; a late
     error is not. After a reset neither is.
@@ -209,14 +215,15 @@ def finish(db: Database, conn: Connection, worker: int, outcomes: list[Outcome])
         rows, end = (completed, result) if error is None else (failed, error)
         rows.append((end, worker, started, ended, id, attempt))
     pairs = (COMPLETE, completed), (FAIL, failed)
-    asked = [conn.executemany(statement, rows) for statement, rows in pairs if rows]
+    return [conn.executemany(statement, rows) for statement, rows in pairs if rows]
 
-    def look() -> list[bool]:
-        if sum(cursor.rowcount for cursor in asked) == len(outcomes):
-            return [True] * len(outcomes)
+
+def are_stored(db: Database, worker: int, outcomes: list[Outcome], changed: list[Cursor]) -> list[bool]:
+    """Tell of each, after the transaction, whether its end is stored; False if its claim did not count."""
+    if sum(cursor.rowcount for cursor in changed) == len(outcomes):
+        return [True] * len(outcomes)
+    with db.read() as conn:
         return [_is_stored(conn, worker, outcome) for outcome in outcomes]
-
-    return later(db, look)
 
 
 def _is_stored(conn: Connection, worker: int, outcome: Outcome) -> bool:
@@ -375,7 +382,6 @@ class Worker:
         self._pid = os.getpid()
         self._joined = False
         self._row = workers.row(self.id, code, watched)
-        self._looked = -float("inf")
         self._lookout = Lookout(db, self.id, timeout, clock)
 
     def work(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> dict[str, int] | None:
@@ -519,16 +525,14 @@ class Worker:
             outcomes, unstarted = self.done[:], self._unstarted()
             with self._db.write() as conn:
                 waiting = self._clock() - began
-                check = workers.check_in(self._db, conn, self._row, self._joined)
-                finished = finish(self._db, conn, self.id, outcomes)
+                workers.check_in(self._db, conn, self._row, self._joined)
+                changed = finish(conn, self.id, outcomes)
                 if room or unstarted:
                     release(conn, self.id, -(2**63) if room else unstarted[0].id)
-                if self._clock() - self._looked >= min(LOOK, (self._timeout or LOOK) / 4):
+                if self._lookout.is_due(min(LOOK, (self._timeout or LOOK) / 4)):
                     said = reclaim(self._db, conn, self._lookout.lost(conn), self._max_attempts)
-                    self._looked = -float("inf") if self._lookout.waits else self._clock()
                 rows = claim(self._db, conn, self.id, room)
-                check()
-                stored = finished()
+            stored = are_stored(self._db, self.id, outcomes, changed)
             self._joined = True
             del self.done[: len(outcomes)]
             claims = list(map(Claim._make, rows))
@@ -562,12 +566,13 @@ class Worker:
                     if workers.has_ended(conn, self.id):
                         return count(self._db, conn)
             with self._db.write() as conn:
-                workers.check_in(self._db, conn, self._row, self._joined)()
-                stored = finish(self._db, conn, self.id, self.done)()
+                workers.check_in(self._db, conn, self._row, self._joined)
+                changed = finish(conn, self.id, self.done)
                 said = self._give_up_claims(conn)
                 workers.mark_ended(conn, self.id)
                 workers.mark_all_ended(conn)
                 counts = count(self._db, conn)
+            stored = are_stored(self._db, self.id, self.done, changed)
         except SpevalError as exc:
             log.error("%s", exc)
             for claim, result, error, _, _ in self.done:
@@ -611,7 +616,7 @@ class Worker:
             pending, in_progress, lost = self._insist(self._look)
             took = self._clock() - looking
             if pending or lost:
-                self._looked = -float("inf")
+                self._lookout.hurry()
                 return True
             if not in_progress:
                 return False
@@ -628,7 +633,7 @@ class Worker:
 
     def _look(self) -> tuple[bool, bool, list[Loss]]:
         with self._db.read() as conn:
-            return (*left(conn), self._lookout.lost(conn) if self._lookout.is_due else [])
+            return (*left(conn), self._lookout.lost(conn) if self._lookout.is_due() else [])
 
     def _whom(self) -> str:
         with self._db.read() as conn:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .database import Connection, Database, later
-from .errors import SpevalError
+from .database import Connection, Database
+from .errors import REPLACED, SpevalError
 from .process.machine import host
 from .process.signals import Signals
 from .reading import count, left
@@ -36,12 +36,16 @@ __all__ = [
 JOIN = """
     INSERT INTO workers (id, host, pid, started, code, fate)
     VALUES (:worker, :host, :pid, :now, :code, :fate)"""
-# Who has locked a worker's row lets nobody else change what that holds.
-LOOKUP_WORKER = "SELECT ended FROM workers WHERE id = :worker /* FOR UPDATE */"
+# Who has locked a worker's row lets nobody else change what that holds. Without a row that ends by an error:
+# whatever is sent behind it, before that is known, is not done then.
+LOOKUP_WORKER = """
+    SELECT /* 1 / */ (SELECT count(*) FROM workers WHERE id = :worker),
+        (SELECT id FROM workers WHERE id = :worker /* FOR UPDATE */)"""
+COME_BACK = "UPDATE workers SET ended = NULL WHERE id = :worker AND ended IS NOT NULL"
 HOLD_WORKER = "SELECT 1 FROM workers WHERE id = :worker /* FOR UPDATE SKIP LOCKED */"
 LIVE_WORKERS = "SELECT id, host, pid, started, fate FROM workers WHERE ended IS NULL ORDER BY started"
 HAS_ENDED = "SELECT ended FROM workers WHERE id = :worker"
-MARK_ENDED = "UPDATE workers SET ended = CASE WHEN :over = 1 THEN :now END WHERE id = :worker"
+MARK_ENDED = "UPDATE workers SET ended = :now WHERE id = :worker"
 MARK_ALL_ENDED = """
     UPDATE workers SET ended = :now WHERE ended IS NULL
         AND NOT EXISTS (SELECT 1 FROM evals WHERE status = 'pending')
@@ -86,26 +90,20 @@ def row(worker: int, code: str | None, watched: bool) -> dict[str, Any]:
     }
 
 
-def check_in(db: Database, conn: Connection, row: dict[str, Any], joined: bool) -> Callable[[], None]:
+def check_in(db: Database, conn: Connection, row: dict[str, Any], joined: bool) -> None:
     """Enter a worker, once; after that it has to be there, or the database is another one."""
     prepared = db.is_prepared(conn)
     if prepared and not joined:
         conn.execute(JOIN, row)
-        return lambda: None
-    asked = conn.execute(LOOKUP_WORKER, row) if prepared else None
-
-    def look() -> None:
-        found = asked.fetchall() if asked is not None else []
-        if not found:
-            raise SpevalError(f"{db.path} was replaced while it was in use: start again")
-        if found[0][0] is not None:  # somebody took us for dead
-            mark_ended(conn, row["worker"], over=False)
-
-    return later(db, look)
+        return
+    found = conn.execute(LOOKUP_WORKER, row) if prepared else None
+    if found is None or (db.serial and found.fetchall()[0][0] == 0):
+        raise SpevalError(REPLACED.format(path=db.path))
+    conn.execute(COME_BACK, row)  # if somebody took us for dead
 
 
-def mark_ended(conn: Connection, worker: int, over: bool = True) -> None:
-    conn.execute(MARK_ENDED, {"worker": worker, "over": int(over), "now": time.time()})
+def mark_ended(conn: Connection, worker: int) -> None:
+    conn.execute(MARK_ENDED, {"worker": worker, "now": time.time()})
 
 
 def held(db: Database, conn: Connection, lost: Iterable[Loss]) -> list[Loss]:
@@ -171,8 +169,9 @@ class Lookout:
         self._clock = clock
         self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
         self.patience = PATIENCE
-        self._due = -float("inf")
+        self._looked = -float("inf")
         self._others = 0
+        self._rest = 0.0  # seconds after a look in which the others do
         self._untold: dict[int, float] = {}  # worker: first seen dead then, and nobody has said how it died
 
     @property
@@ -180,10 +179,16 @@ class Lookout:
         """Somebody is dead, but who watched him may yet say how he died; or is dead if he stays away."""
         return bool(self._untold) or self._db.locks.doubt
 
-    @property
-    def is_due(self) -> bool:
-        """All together look after one another only so often, however many they are."""
-        return self.waits or self._clock() >= self._due
+    def is_due(self, pause: float = 0.0) -> bool:
+        """Tell whether to look, `pause` seconds after the last time or later.
+
+        All together look after one another only so often, however many they are.
+        """
+        return self.waits or self._clock() - self._looked >= max(pause, self._rest)
+
+    def hurry(self) -> None:
+        """Have a look as soon as one is due at all."""
+        self._looked = -float("inf")
 
     @property
     def poll(self) -> float:
@@ -198,7 +203,8 @@ class Lookout:
         lost = []
         others = [row for row in live(conn) if row[0] != self._worker]
         self._others = len(others)
-        self._due = self._clock() + self._db.watch * self._others * random.uniform(0.5, 1.5)
+        self._looked = self._clock()
+        self._rest = self._db.watch * self._others * random.uniform(0.5, 1.5)
         dead = self._db.locks.dead(conn, [worker for worker, *_ in others])
         for worker, where, pid, _, fate in others:
             if worker in dead:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SpevalError
 from .sqlite import Sqlite
 
 if TYPE_CHECKING:
-    from .interface import Connection, Database, Name
+    from .interface import Connection, Cursor, Database, Name
 else:  # which take 3 ms to make, of each start
-    Connection = Database = Name = Any
+    Connection = Cursor = Database = Name = Any
 
-__all__ = ["Connection", "Database", "Name", "database", "existing", "is_url", "later", "shown"]
+__all__ = ["Connection", "Cursor", "Database", "Name", "database", "existing", "is_url", "shown"]
 
-T = TypeVar("T")
 SCHEMES = ("postgresql://", "postgres://")
 
 
@@ -60,17 +58,6 @@ def existing(name: Name) -> Database:
     db = database(name)
     db.require()
     return db
-
-
-def later(db: Database, look: Callable[[], T]) -> Callable[[], T]:
-    """Return what tells the answer of statements, to be called when it is needed.
-
-    Where they are not sent together, but answered one by one, the answer is that of now.
-    """
-    if not db.serial:
-        return look
-    answer = look()
-    return lambda: answer
 
 
 def shown(name: Name) -> str:

@@ -117,6 +117,7 @@ class Link:
         self._loader = Transformer(conn)
         self._poll = select.poll()
         self._compared = -SYNC
+        self.used = 0.0  # when it was seen to be there
         try:
             _check(conn)
             conn.execute(SETTINGS)
@@ -165,6 +166,7 @@ class Link:
                 self.execute("COMMIT")
             self._pgconn.pipeline_sync()
             self._receive(self._expected())
+            self.used = time.monotonic()
         except BaseException:
             self.close()  # which rolls back, wherever it was: an exception may have come between two answers
             raise

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import psycopg
 from psycopg import errors
 
-from ..errors import INTERRUPTED, NotWritable, SpevalError
+from ..errors import INTERRUPTED, REPLACED, NotWritable, SpevalError
 from ..process import forks
 from ..process.background import Ticker, notice, weakly
 from .dialect import quoted
@@ -25,7 +25,7 @@ CLOCK = 60.0  # seconds by which two clocks may differ
 SPARE = 10  # connections that others may need
 # Seconds. A lock that is free tells of a death only when its owner has had the time to connect again: so
 # often it looks whether it has to. A server that has started again has lost all locks.
-GONE, KEEP, COME_BACK = 1.5, 0.25, 30.0
+GONE, KEEP, COME_BACK = 1.5, 0.5, 30.0
 # Classes of SQLSTATE of what may be well the next time: connection, transaction state, rollback, resources,
 # prerequisites, intervention, system.
 PASSING = ("08", "25", "40", "53", "55", "57", "58")
@@ -100,7 +100,7 @@ class Locks:
         if not surely:
             return free
         now = time.monotonic()
-        passed, self._looked = min(now - self._looked, 2 * KEEP), now  # who was stopped has not looked
+        passed, self._looked = min(now - self._looked, KEEP), now  # who was stopped has not looked
         before = self._free
         self._free = {worker: before[worker] + passed if worker in before else 0.0 for worker in free}
         dead = {worker for worker, seconds in self._free.items() if seconds >= GONE}
@@ -135,7 +135,7 @@ class Postgres:
         self._link: Link | None = None
         self._workers: set[int] = set()
         self._locked: set[int] = set()  # of these, on the connection that there is
-        self._keeper = Ticker(weakly(self._look_after))
+        self._keeper = Ticker(weakly(self._tick))
         self._opened = False
         self.ahead = 0.0
         self.locks = Locks(self)
@@ -279,13 +279,20 @@ class Postgres:
         if not self._workers:
             self._keeper.stop()
 
-    def _look_after(self) -> float:
+    def _tick(self) -> float:
+        link = self._link
+        unused = KEEP if link is None else time.monotonic() - link.used
+        if unused < KEEP:
+            return KEEP - unused
+        self._look_after()
+        return KEEP
+
+    def _look_after(self) -> None:
         """See that our workers have their locks."""
         with self._section.tried() as free:
             if free:  # else a transaction does it
                 with contextlib.suppress(psycopg.Error, SpevalError, OSError):
                     self._connected()
-        return KEEP
 
     def examine(self) -> Iterator[tuple[str, bool, str]]:
         """Try a server; yield of one thing after the other what it is, whether it is well, what was found."""
@@ -338,6 +345,8 @@ class Postgres:
         said = " ".join(str(exc).split())
         if isinstance(exc, errors.UndefinedTable) and self._opened:
             return SpevalError(f"{self.path} was deleted while it was in use: start again")
+        if isinstance(exc, errors.DivisionByZero):
+            return SpevalError(REPLACED.format(path=self.path))
         # Without a state: the connection broke; or the database contradicts itself, and will go on to do so.
         broke = exc.sqlstate is None and isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError))
         if broke or (exc.sqlstate or "")[:2] in PASSING:
