@@ -133,7 +133,7 @@ CLAIM = f"""
     WHERE status = 'pending' AND id <= :last AND CAST(status AS TEXT) = 'pending' AND attempt >= reset
         /* AND id = ANY (:ids) */"""
 FIND_AND_CLAIM = f"""
-    WITH found AS ({FIND_PENDING}) UPDATE evals {SET_CLAIMED} FROM found WHERE evals.id = found.id
+    WITH found AS ({FIND_PENDING.replace(":room", "1")}) UPDATE evals {SET_CLAIMED} FROM found WHERE evals.id = found.id
     RETURNING evals.id, evals.name, evals.args, attempt"""
 FIRST_PENDING = """
     SELECT attempt, (SELECT max(id) FROM evals) - id + 1, (SELECT count(*) FROM workers WHERE ended IS NULL)
@@ -151,7 +151,7 @@ def claim(db: Database, conn: Connection, worker: int, room: int) -> Iterable[tu
     size = 0
     room = min(room, _share(conn, room))
     if room == 1 and not db.serial:
-        return conn.execute(FIND_AND_CLAIM, {"room": room, "worker": worker})
+        return conn.execute(FIND_AND_CLAIM, {"worker": worker})
     with contextlib.closing(conn.execute(FIND_PENDING, {"room": room})) as cursor:
         for row in cursor:
             claims.append(row[:-1])

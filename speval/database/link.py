@@ -64,17 +64,17 @@ class Rows:
 
     def __init__(self, link: Link, replies: list[Reply]) -> None:
         self._link = link
-        self._replies = replies
+        self.replies = replies
 
     @property
     def rowcount(self) -> int:
-        return sum(self._link.answer(reply).command_tuples or 0 for reply in self._replies)
+        return sum(self._link.answer(reply).command_tuples or 0 for reply in self.replies)
 
     def fetchall(self) -> list[Any]:
         return list(self)
 
     def __iter__(self) -> Iterator[Any]:
-        return itertools.chain.from_iterable(map(self._link.rows, self._replies))
+        return itertools.chain.from_iterable(map(self._link.rows, self.replies))
 
     def close(self) -> None: ...
 
@@ -185,6 +185,8 @@ class Link:
     def executemany(self, statement: str, rows: Iterable[Sequence[Any]], /) -> Rows:
         replies, left = [], iter(rows)
         while some := list(itertools.islice(left, MOST)):
+            if len(some) == 1:  # of which the server keeps the plan
+                return Rows(self, [*replies, *self.execute(statement, *some).replies])
             columns = list(zip(*some))
             text = for_many(statement, self._table, tuple(map(kind_of, columns)))
             replies.append(self._send(text, list(map(literal, columns))))
