@@ -133,7 +133,8 @@ CLAIM = f"""
     WHERE status = 'pending' AND id <= :last AND CAST(status AS TEXT) = 'pending' AND attempt >= reset
         /* AND id = ANY (:ids) */"""
 FIND_AND_CLAIM = f"""
-    WITH found AS ({FIND_PENDING.replace(":room", "1")}) UPDATE evals {SET_CLAIMED} FROM found WHERE evals.id = found.id
+    WITH found AS ({FIND_PENDING.replace(":room", "1")})
+    UPDATE evals {SET_CLAIMED} FROM found WHERE evals.id = found.id
     RETURNING evals.id, evals.name, evals.args, attempt"""
 FIRST_PENDING = """
     SELECT attempt, (SELECT max(id) FROM evals) - id + 1, (SELECT count(*) FROM workers WHERE ended IS NULL)
