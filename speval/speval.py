@@ -1,4 +1,4 @@
-"""Evaluate a function over a list of arguments, by any number of processes, in one sqlite3 file.
+"""Evaluate a function over a list of arguments, by any number of processes, in one database.
 
 The script is the worker: every instance that is started claims pending evaluations in the database,
 evaluates them and stores the results, until nothing is left::
@@ -220,7 +220,7 @@ def finish(conn: Connection, worker: int, outcomes: list[Outcome]) -> list[Curso
 
 
 def are_stored(db: Database, worker: int, outcomes: list[Outcome], changed: list[Cursor]) -> list[bool]:
-    """Tell of each, after the transaction, whether its end is stored; False if its claim did not count."""
+    """Tell of each, after the transaction, whether its end is stored."""
     if sum(cursor.rowcount for cursor in changed) == len(outcomes):
         return [True] * len(outcomes)
     with db.read() as conn:
@@ -562,25 +562,30 @@ class Worker:
         if not self._joined:
             return None
         try:
-            if not self.done:
-                with self._db.read() as conn:
-                    if workers.has_ended(conn, self.id):
-                        return count(self._db, conn)
-            with self._db.write() as conn:
-                workers.check_in(self._db, conn, self._row, self._joined)
-                changed = finish(conn, self.id, self.done)
-                said = self._give_up_claims(conn)
-                workers.mark_ended(conn, self.id)
-                workers.mark_all_ended(conn)
-                counts = count(self._db, conn)
-            stored = are_stored(self._db, self.id, self.done, changed)
+            try:
+                return self._leave()
+            except NotWritable:  # for a moment, it may be: a connection was cut, a deadlock found
+                return self._leave()
         except SpevalError as exc:
             log.error("%s", exc)
             for claim, result, error, _, _ in self.done:
                 kept = cut(result or error or "", MAX_ERROR)
                 log.error("not stored: evaluation %s: %s", visible(claim.name), kept)
             return None
-        self._say(said, self.done, stored, [])
+
+    def _leave(self) -> dict[str, int]:
+        if not self.done:
+            with self._db.read() as conn:
+                if workers.has_ended(conn, self.id):
+                    return count(self._db, conn)
+        with self._db.write() as conn:
+            workers.check_in(self._db, conn, self._row, self._joined)
+            changed = finish(conn, self.id, self.done)
+            said = self._give_up_claims(conn)
+            workers.mark_ended(conn, self.id)
+            workers.mark_all_ended(conn)
+            counts = count(self._db, conn)
+        self._say(said, self.done, are_stored(self._db, self.id, self.done, changed), [])
         return counts
 
     def _give_up_claims(self, conn: Connection) -> list[str]:
@@ -600,12 +605,8 @@ class Worker:
             except NotWritable as exc:
                 if not self._joined:
                     raise
-                log.warning(
-                    "%s (%d finished evaluations are kept in memory, next try in %d s)",
-                    exc,
-                    len(self.done),
-                    pause,
-                )
+                kept = f"{len(self.done)} finished evaluations are kept in memory"
+                log.warning("%s (%s, next try in %d s)", exc, kept, pause)
             self._signals.let_through(self._sleep, pause)
             pause = min(2 * pause, 60.0)
 
@@ -634,7 +635,12 @@ class Worker:
 
     def _look(self) -> tuple[bool, bool, list[Loss]]:
         with self._db.read() as conn:
-            return (*left(conn), self._lookout.lost(conn) if self._lookout.is_due() else [])
+            pending, in_progress = left(conn)
+            if not self._lookout.is_due():
+                return pending, in_progress, []
+            # A server that took over from another one may have forgotten what we have finished.
+            forgotten = bool(workers.oldest_claim(conn, self.id))
+            return pending or forgotten, in_progress, self._lookout.lost(conn)
 
     def _whom(self) -> str:
         with self._db.read() as conn:

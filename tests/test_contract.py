@@ -337,11 +337,38 @@ class TestLosses:
     def test_a_worker_of_another_database_stops(self, db: Database, workers: Workers) -> None:
         fill(db, range(3))
         worker = workers.join()
-        claim(worker)
+        (held,) = claim(worker)
         with db.write() as conn:
             conn.execute("DELETE FROM workers")
+        worker.done.append(job.Outcome(held, "0", None, 1.0, 2.0))
         with pytest.raises(SpevalError, match="was replaced while it was in use"):
             worker.exchange(1)
+        assert statuses(db) == ["in_progress", "pending", "pending"]
+        assert worker.leave() is None
+        assert statuses(db) == ["in_progress", "pending", "pending"]
+
+    def test_one_whose_end_the_database_has_forgotten_is_evaluated_again(
+        self, db: Database, workers: Workers, clock: Clock
+    ) -> None:
+        fill(db, range(2))
+        worker, other = workers.join(), workers.join()
+        (held,) = claim(other)
+        calls: list[int] = []
+        sleeps = iter(range(1000))
+
+        def forget(seconds: float) -> None:
+            clock.pass_by(seconds)
+            if next(sleeps) == 0:  # as a server does that takes over, and lacks the last transactions
+                with db.write() as conn:
+                    conn.execute(
+                        "UPDATE evals SET status = 'in_progress', result = NULL, worker = :w WHERE id = 2",
+                        {"w": worker.id},
+                    )
+                end(other, held, result="0")
+
+        worker._sleep = forget
+        assert worker.work(calls.append, None, True)["completed"] == 2
+        assert calls == [1, 1]
 
 
 class TestLate:

@@ -17,7 +17,7 @@ import psycopg
 from psycopg.adapt import Transformer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus
+from psycopg.pq import DiagnosticField, ExecStatus
 
 from ..errors import SpevalError
 from ..process import forks
@@ -48,7 +48,6 @@ SETTINGS = f"""
     WHERE current_setting('synchronous_commit') = 'off';
     SELECT set_config(name, '0', false) FROM pg_settings
     WHERE name IN ('transaction_timeout', 'idle_session_timeout')"""
-
 
 WELL = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.PIPELINE_SYNC)
 
@@ -95,6 +94,14 @@ def _check(conn: psycopg.Connection[Any]) -> None:
         raise SpevalError(f"PostgreSQL {conn.info.server_version // 10000} is too old: {OLDEST} is needed")
     if conn.info.parameter_status("server_encoding") != "UTF8":
         raise SpevalError("this database is not in UTF-8: make one by `createdb -E UTF8 -T template0`")
+
+
+def _error(result: Any) -> psycopg.Error:
+    """Return what a result tells that is no good; None, or one without a state, is of the library itself."""
+    if result is not None and result.error_field(DiagnosticField.SQLSTATE):
+        return error_from_result(result)
+    said = b"" if result is None else result.error_message
+    return psycopg.OperationalError(said.decode("utf-8", "replace") or "the connection broke")
 
 
 class Link:
@@ -148,9 +155,7 @@ class Link:
         if not self.is_ours:
             return False
         with contextlib.suppress(psycopg.Error, OSError):
-            if self._ready(
-                select.POLLIN, 0
-            ):  # it has said something without being asked: that it ends, most often
+            if self._ready(select.POLLIN, 0):  # it says something unasked: that it ends, most often
                 self.ask("SELECT 1")
             return not self._conn.closed
         return False
@@ -183,7 +188,8 @@ class Link:
         return Rows(self, [self._send(text, given)])
 
     def executemany(self, statement: str, rows: Iterable[Sequence[Any]], /) -> Rows:
-        replies, left = [], iter(rows)
+        replies: list[Reply] = []
+        left = iter(rows)
         while some := list(itertools.islice(left, MOST)):
             if len(some) == 1:  # of which the server keeps the plan
                 return Rows(self, [*replies, *self.execute(statement, *some).replies])
@@ -228,9 +234,7 @@ class Link:
         while last.result is None:
             result = self._next()
             if result is None or result.status not in WELL:
-                raise (
-                    error_from_result(result) if result else psycopg.OperationalError("the connection broke")
-                )
+                raise _error(result)
             if result.status != ExecStatus.PIPELINE_SYNC:
                 self._next()  # is None, at the end of each statement
             self._asked.popleft().result = result
@@ -293,4 +297,5 @@ def _shown(known: Mapping[str, Any], table: str) -> str:
     host = quote(str(known.get("host", "")), safe=",") if "host" in known else ""
     port = f":{known['port']}" if known.get("port") else ""
     dbname = f"/{quote(str(known['dbname']))}" if known.get("dbname") else "/"
-    return f"postgresql://{user}{host}{port}{dbname}?table={quote(table)}"
+    where = "".join(f"{word}={quote(str(known[word]))}&" for word in ("service", "hostaddr") if word in known)
+    return f"postgresql://{user}{host}{port}{dbname}?{where}table={quote(table)}"
