@@ -121,6 +121,16 @@ class Server:
             self._process.send_signal(how)
             self._process.wait(START)
 
+    @contextlib.contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Let it answer nobody who would connect, in the block."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self.folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import importlib
 import os
 import pathlib
 import shutil
@@ -21,6 +22,8 @@ from server import Server, as_user, free_port
 from speval import SpevalError, count_evals, iter_evals, load_evals, reset_evals, speval
 from speval.database import database
 from speval.view import survey
+
+job = importlib.import_module("speval.speval")
 
 DONE = ["completed"]
 
@@ -162,6 +165,27 @@ speval(func, [1], sys.argv[1])
         sandbox.end(instance)
         (row,) = load_evals(table)
         assert (row["result"], row["attempt"], row["losses"]) == (17, 1, 0)
+
+    def test_who_leaves_tries_again_what_is_refused_for_a_moment(self, server: Server, table: str) -> None:
+        db = database(table)
+        with job.Space([1]) as space:
+            job.populate(db, space, "func")
+        worker = job.Worker(db, None, 3)
+        worker.exchange(1)
+        worker.done.append(job.Outcome(worker.todo.popleft(), "17", None, 1.0, 2.0))
+        name = table.rpartition("=")[2]
+        for statement in (
+            f"CREATE SEQUENCE {name}_ends",  # which counts what is rolled back, too
+            f"""CREATE FUNCTION {name}_refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF nextval('{name}_ends') = 1 THEN RAISE USING ERRCODE = 'deadlock_detected'; END IF;
+                RETURN NEW;
+            END $$""",
+            f"""CREATE TRIGGER refuse BEFORE UPDATE ON {name} FOR EACH ROW
+                WHEN (NEW.status = 'completed') EXECUTE FUNCTION {name}_refuse()""",
+        ):
+            server.execute(statement)
+        assert worker.leave() == {"pending": 0, "in_progress": 0, "completed": 1, "failed": 0}
+        assert [row["result"] for row in load_evals(table)] == [17]
 
     def test_connections_that_are_cut_cost_nothing(
         self, sandbox: Sandbox, server: Server, table: str
@@ -337,6 +361,36 @@ print(count_evals(sys.argv[1])["completed"])
         assert sandbox.run(script, table).endswith("10\n")
         assert [(row["result"], row["losses"]) for row in load_evals(table)] == [(0, 0)] * 10
         assert set(calls(sandbox).values()) == {1}
+
+    def test_it_may_fork_while_the_server_is_silent(self, sandbox: Sandbox, alone: Server) -> None:
+        script = """
+import psycopg
+
+def func(x):
+    note("pid", *[pid for (pid,) in psycopg.connect(own).execute(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'speval'")])
+    connect, connecting = psycopg.connect, threading.Event()
+    psycopg.connect = lambda *args, **more: connecting.set() or connect(*args, **more)
+    connecting.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    note("forked")
+    return os.waitpid(child, 0)[1]
+
+own = sys.argv[1].partition("?")[0]
+speval(func, [1], sys.argv[1])
+"""
+        table = alone.url("sweep", connect_timeout="2")
+        instance = sandbox.start(script, table)
+        until(sandbox.calls)
+        with alone.deaf():
+            os.kill(
+                int(sandbox.calls()[0].split()[1]), signal.SIGTERM
+            )  # the backend: as pg_terminate_backend
+            until(lambda: "forked" in sandbox.calls())
+        sandbox.end(instance)
+        assert [(row["result"], row["losses"]) for row in load_evals(table)] == [(0, 0)]
 
     def test_its_times_are_by_the_clock_of_the_server(self, sandbox: Sandbox, table: str) -> None:
         script = """
