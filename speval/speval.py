@@ -57,8 +57,7 @@ T = TypeVar("T")
 KNOW_SPACE = """
     SELECT 1 FROM spaces WHERE fingerprint = :fingerprint AND size <= (SELECT count(*) FROM evals)"""
 KEEP_SPACE = """
-    INSERT INTO spaces (fingerprint, size, func, added)
-    VALUES (:fingerprint, :size, :func, :now)"""
+    INSERT INTO spaces (fingerprint, size, func, added) VALUES (:fingerprint, :size, :func, :now)"""
 ADD_EVAL = """
     /* WITH added AS ( */ INSERT INTO evals (name, status, updated, args) VALUES (?, 'pending', ?, ?)
     /* RETURNING id, name) INSERT INTO names (id, name) SELECT id, name FROM added */"""
@@ -309,7 +308,6 @@ def reset(conn: Connection, first: int, last: int, status: str | None) -> int:
 LOOK = 5.0  # seconds after which a busy worker looks after the others
 QUICK = 0.001  # seconds in which no program runs
 MOMENT, SHORT_MOMENT = 0.5, 0.2  # seconds, at most, until an interrupt that a program has got comes to us too
-QUICKLY = 0.1  # seconds, at most, between two looks of a waiting one that has seen something
 STILL_WAITING = 60.0  # seconds after which a waiting worker says for whom; doubled each time
 
 # The evaluations that run now in this context, the innermost last: path of the database and claim.
@@ -408,7 +406,9 @@ class Worker:
         while True:
             self._signals.renew()
             claimed = self._insist(lambda: self.exchange(self._room()))
-            if not claimed and not (wait and self._wait()):
+            if claimed:
+                self._lookout.pause = 0.0
+            elif not (wait and self._wait()):
                 return
             for outcome in self._evaluate_batch(func):
                 evaluated += 1
@@ -562,10 +562,11 @@ class Worker:
         if not self._joined:
             return None
         try:
-            try:
+            with contextlib.suppress(
+                NotWritable
+            ):  # for a moment, it may be: a deadlock, a connection that broke
                 return self._leave()
-            except NotWritable:  # for a moment, it may be: a connection was cut, a deadlock found
-                return self._leave()
+            return self._leave()
         except SpevalError as exc:
             log.error("%s", exc)
             for claim, result, error, _, _ in self.done:
@@ -612,8 +613,10 @@ class Worker:
 
     def _wait(self) -> bool:
         """Wait until there is something to claim or to reclaim; False if everything is finished."""
-        began, pause, say = self._clock(), 0.02, STILL_WAITING
+        began, say, took = self._clock(), STILL_WAITING, 0.0
         while True:
+            if pause := self._lookout.rest(took):
+                self._signals.let_through(self._sleep, pause)
             looking = self._clock()
             pending, in_progress, lost = self._insist(self._look)
             took = self._clock() - looking
@@ -630,8 +633,6 @@ class Worker:
             if self._clock() - began >= say:
                 log.warning("waiting for %s", self._insist(self._whom))
                 say *= 2
-            self._signals.let_through(self._sleep, max(pause, 2 * took))  # most of the time, if many look
-            pause = min(2 * pause, QUICKLY if self._lookout.waits else self._lookout.poll)
 
     def _look(self) -> tuple[bool, bool, list[Loss]]:
         with self._db.read() as conn:

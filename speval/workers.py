@@ -61,6 +61,7 @@ UNKNOWN_HOLDERS = """
 
 NOBODY = -1  # who holds claims that name none
 DIED, STALLED, UNKNOWN = "died", "ran past the timeout", "is unknown"
+QUICKLY = 0.1  # seconds, at most, between two looks of a waiting worker that has seen something
 PATIENCE = 1.0  # seconds in which who watched a process that has died says how
 
 
@@ -169,6 +170,9 @@ class Lookout:
         self._clock = clock
         self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
         self.patience = PATIENCE
+        self.pause = (
+            0.0  # seconds before the next look of a waiting worker; 0 again when it has claimed something
+        )
         self._looked = -float("inf")
         self._others = 0
         self._rest = 0.0  # seconds after a look in which the others do
@@ -190,10 +194,13 @@ class Lookout:
         """Have a look as soon as one is due at all."""
         self._looked = -float("inf")
 
-    @property
-    def poll(self) -> float:
-        """Seconds, at most, between two looks of a waiting worker, of which a fifth is after the others."""
-        return max(self._db.poll, self._others * self._db.watch / 5)
+    def rest(self, took: float) -> float:
+        """Return how long to wait before a look, longer each time; the last `took` so many seconds."""
+        pause = self.pause
+        # Of a waiting worker's looks, a fifth is after the others. And most of the time nobody looks.
+        limit = QUICKLY if self.waits else max(self._db.poll, self._others * self._db.watch / 5)
+        self.pause = min(2 * pause or 0.02, limit)
+        return max(pause, 2 * took)
 
     def lost(self, conn: Connection) -> list[Loss]:
         pending, in_progress = left(conn)

@@ -6,10 +6,13 @@ import collections
 import importlib
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +22,7 @@ from conftest import PRELUDE, PYTHON, Sandbox, until
 from nursery import LIMIT
 from server import Server, as_user, free_port
 
-from speval import SpevalError, count_evals, iter_evals, load_evals, reset_evals, speval
+from speval import SpevalError, count_evals, iter_evals, load_evals, reading, reset_evals, speval, workers
 from speval.database import database
 from speval.view import survey
 
@@ -614,6 +617,102 @@ class TestTables:
         server.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
         with pytest.raises(SpevalError, match="not in UTF-8"):
             speval(abs, [1], server.url("t").replace("/postgres?", "/latin?"))
+
+
+class TestScale:
+    def test_a_table_that_was_small_is_used_by_its_indexes(self, server: Server, table: str) -> None:
+        """Or what a worker executes would become slow with each row that is added, until the next ANALYZE."""
+        speval(abs, range(30), table)
+        sweep = table.partition("table=")[2]
+        for name in (sweep, f"{sweep}_names", f"{sweep}_workers"):
+            server.execute(f"VACUUM ANALYZE {name}")
+        facts = {"first": 0, "room": 10, "worker": 1, "last": 5, "ids": [1, 2], "now": 0.0}
+        db = database(table)
+        with db.write() as conn:
+            for statement in (
+                *(job.FIND_PENDING, job.FIND_AND_CLAIM, job.CLAIM, job.FIRST_PENDING, job.COUNT_SOME_PENDING),
+                *(job.RELEASE, job.CLAIMS_OF, job.RECLAIM, job.IS_HELD, workers.OLDEST_CLAIM, reading.LEFT),
+                reading.LOOKUP.format("'0', '1'"),
+            ):
+                known = {"id": 1, "attempt": 1, "max_attempts": 3, "enough": 9, "line": "", "how": ""}
+                plan = " ".join(line for (line,) in conn.execute(f"EXPLAIN {statement}", {**known, **facts}))
+                assert "Index" in plan
+                assert not re.search("Seq Scan|Hash|Merge", plan), f"{statement}\n{plan}"
+
+    def test_large_results_are_not_all_in_memory_at_once(self, sandbox: Sandbox, table: str) -> None:
+        script = """
+import resource
+
+speval(lambda x: "x" * 1_000_000, range(60), sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert sum(len(row["result"]) for row in iter_evals(sys.argv[1])) == 60_000_000
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000)
+"""
+        assert float(sandbox.run(script, table).splitlines()[-1]) < 50  # MB
+
+    def test_who_finds_only_what_somebody_has_locked_is_not_busy_with_that(
+        self, server: Server, table: str
+    ) -> None:
+        db = database(table)
+        with job.Space([1]) as space:
+            job.populate(db, space, "func")
+        slept: list[float] = []
+        with server.connect() as conn:
+            conn.execute("BEGIN")
+            conn.execute(f"SELECT 1 FROM {table.partition('table=')[2]} FOR UPDATE")
+
+            def sleep(seconds: float) -> None:
+                slept.append(seconds)
+                if len(slept) == 10:
+                    conn.execute("ROLLBACK")
+
+            worker = job.Worker(db, None, 3, sleep=sleep)
+            exchanges, exchange = [0], worker.exchange
+            worker.exchange = lambda *args: exchanges.append(0) or exchange(*args)
+            assert worker.work(abs, None, True)["completed"] == 1
+        assert slept[9] >= 0.9
+        assert len(exchanges) < 15
+
+    def test_who_looks_on_in_another_thread_gets_what_is_his(self, table: str) -> None:
+        db = database(table)
+        with job.Space(range(300)) as space:
+            job.populate(db, space, "func")
+        worker = job.Worker(db, None, 1)  # which claims each alone
+        over, seen = threading.Event(), []
+
+        def look() -> None:
+            while not over.is_set():
+                counts, live = workers.how_far(db)
+                seen.append((sum(counts.values()), live <= 1))
+
+        others = [threading.Thread(target=look) for _ in range(2)]
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for other in others:
+                other.start()
+            worker.work(lambda x: x, None, True)
+        finally:
+            sys.setswitchinterval(interval)
+            over.set()
+            for other in others:
+                other.join()
+        assert set(seen) == {(300, True)}
+        assert [row["result"] for row in load_evals(table)] == list(range(300))
+
+    def test_who_lives_is_known_after_the_connection_of_who_asks_broke(
+        self, server: Server, sandbox: Sandbox, table: str
+    ) -> None:
+        instance = sandbox.start(SLOW, table, "100")
+        until(sandbox.calls)
+        db = database(table)
+        assert workers.how_far(db)[1] == 1
+        with db.read() as conn:
+            ((pid,),) = conn.execute("SELECT pg_backend_pid()")
+        server.execute("SELECT pg_terminate_backend(%s)", pid)
+        until(lambda: server.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid) == [])
+        assert workers.how_far(db)[1] == 1
+        instance.kill()
 
 
 class TestCommands:

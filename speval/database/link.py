@@ -39,7 +39,9 @@ KEEPALIVE = {
     "tcp_user_timeout": 1000 * (QUIET + INTERVAL * COUNT),  # milliseconds
     "connect_timeout": 10,
 }
+# Plans are kept that were made when a table was small: all but a count has to go by its indexes.
 SETTINGS = f"""
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
     SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off;
     SET tcp_keepalives_idle = {QUIET}; SET tcp_keepalives_interval = {INTERVAL};
     SET tcp_keepalives_count = {COUNT}; SET tcp_user_timeout = {1000 * (QUIET + INTERVAL * COUNT)};
@@ -121,7 +123,6 @@ class Link:
         self._pgconn = conn.pgconn
         self._asked: collections.deque[Reply] = collections.deque()  # what is not answered yet
         self._prepared: dict[Any, bytes] = {}  # statement and types of its parameters: its name on the server
-        self._loader = Transformer(conn)
         self._poll = select.poll()
         self._compared = -SYNC
         self.used = 0.0  # when it was seen to be there
@@ -223,8 +224,9 @@ class Link:
 
     def rows(self, reply: Reply) -> list[tuple[Any, ...]]:
         result = self.answer(reply)
-        self._loader.set_pgresult(result)
-        return self._loader.load_rows(0, result.ntuples, tuple)
+        loader = Transformer(self._conn)  # of one's own: others may use the connection meanwhile
+        loader.set_pgresult(result)
+        return loader.load_rows(0, result.ntuples, tuple)
 
     def _receive(self, last: Reply) -> None:
         """Send what has not been sent; take the answers to all, up to that one."""

@@ -72,7 +72,7 @@ FREE = """
             AND clock_timestamp() < pg_postmaster_start_time() + :grace * interval '1 second')
         AND NOT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND classid = :table::int8 AND objid = id & 4294967295)"""
+            AND classid = to_regclass(:table) AND objid = id & 4294967295)"""
 
 
 class Locks:
@@ -93,7 +93,7 @@ class Locks:
         self._db.give_up(worker)
 
     def dead(self, conn: Link, workers: Iterable[int], surely: bool = True) -> set[int]:
-        facts = {"workers": list(workers), "surely": surely, "grace": COME_BACK, "table": conn.oid}
+        facts = {"workers": list(workers), "surely": surely, "grace": COME_BACK, "table": self._db.table}
         if not facts["workers"]:
             return set()
         free = {worker for (worker,) in conn.execute(FREE, facts)}
@@ -131,6 +131,7 @@ class Postgres:
     def __init__(self, url: str) -> None:
         self.name = url
         self._conninfo, self._table, self.path = parsed(url)
+        self.table = quoted(self._table)
         self._section = forks.Section(self._forget)
         self._link: Link | None = None
         self._workers: set[int] = set()
@@ -189,7 +190,7 @@ class Postgres:
     def is_prepared(self, conn: Link) -> bool:
         if conn.oid:
             return True
-        found = conn.execute(FORMAT_OF, {"table": quoted(self._table)}).fetchall()
+        found = conn.execute(FORMAT_OF, {"table": self.table}).fetchall()
         if not found:
             return False
         ((comment, oid),) = found

@@ -128,6 +128,37 @@ def litequeue(path: str, number: str) -> None:
         queue.done(message.message_id)
 
 
+EXCHANGE = """
+    WITH stored AS (UPDATE queue SET status = 'completed', result = given.result
+            FROM unnest(%s::int8[], %s::text[]) AS given (id, result) WHERE queue.id = given.id),
+        found AS (SELECT id FROM queue WHERE status = 'pending' ORDER BY id LIMIT 1000
+            FOR UPDATE SKIP LOCKED)
+    UPDATE queue SET status = 'in_progress' FROM found WHERE queue.id = found.id RETURNING queue.id, args"""
+
+
+def prepare_bare_loop(url: str, number: str) -> None:
+    import psycopg
+
+    with psycopg.connect(url) as conn:
+        conn.execute("CREATE TABLE queue (id INT8 PRIMARY KEY, status TEXT, args TEXT, result TEXT)")
+        conn.execute("CREATE INDEX ON queue (id) WHERE status = 'pending'")
+        with conn.cursor().copy("COPY queue (id, status, args) FROM STDIN") as rows:
+            for id, args in enumerate(space(number)):
+                rows.write_row((id, "pending", json.dumps(args)))
+
+
+def bare_loop(url: str, number: str) -> None:
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as conn:
+        ready()
+        ids: list[int] = []
+        results: list[str] = []
+        while claimed := conn.execute(EXCHANGE, (ids, results)).fetchall():
+            ids = [id for id, _ in claimed]
+            results = [json.dumps(no_op(json.loads(args))) for _, args in claimed]
+
+
 def prepare_procrastinate(url: str, number: str) -> None:
     app, task = _procrastinate(url)
     with app.open():
@@ -138,7 +169,7 @@ def prepare_procrastinate(url: str, number: str) -> None:
 def procrastinate(url: str, number: str) -> None:
     app, _ = _procrastinate(url)
     ready()
-    app.run_worker(wait=False, concurrency=10)
+    app.run_worker(wait=False, concurrency=30)
 
 
 def _procrastinate(url: str) -> Any:
@@ -178,7 +209,7 @@ def pgqueuer(url: str, number: str) -> None:
 
         ready()
         soon = timedelta(seconds=0.1)  # instead of 30 s, if the last are under way when it looks
-        await manager.run(soon, batch_size=100, mode=QueueExecutionMode.drain)
+        await manager.run(soon, batch_size=500, mode=QueueExecutionMode.drain)
         done()
 
     _pgqueuer(url, work)
@@ -257,6 +288,7 @@ STORES = {
     "litequeue_1000": ("litequeue", 1000, 2),
 }
 SERVERS = {
+    "bare_loop": ("psycopg[binary]", 200_000, 8),
     "procrastinate": ("procrastinate psycopg[binary]", 5000, 8),
     "pgqueuer": ("pgqueuer[asyncpg]", 20_000, 8),
 }

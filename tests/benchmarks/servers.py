@@ -68,7 +68,7 @@ def _no_ops(its: Server) -> Iterator[Row]:
         with _copy(its, "template1") as url:
             return peers.rate(name, peers.SERVERS[name], directory / name, url)
 
-    asked = {"this package": ">= 30000", **dict.fromkeys(peers.SERVERS, "> 1")}
+    asked = {"this package": ">= 30000", **dict.fromkeys(peers.SERVERS, "> 1"), "bare_loop": ""}
     figures["server"] = yield from beside(peers.SERVERS, ours, theirs, asked)
     for what, values in costs.items():
         yield f"cost of one of {what}, us", spread(values), ""
