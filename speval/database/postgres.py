@@ -70,9 +70,9 @@ FREE = """
     SELECT id FROM workers WHERE id = ANY (:workers)
         AND NOT (:surely AND started < extract(epoch FROM pg_postmaster_start_time())
             AND clock_timestamp() < pg_postmaster_start_time() + :grace * interval '1 second')
-        AND NOT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
-            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND classid = to_regclass(:table) AND objid = id & 4294967295)"""
+        AND id & 4294967295 NOT IN (SELECT objid::int8 FROM pg_locks
+            WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = to_regclass(:table)
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"""
 
 
 class Locks:
@@ -126,7 +126,7 @@ class Postgres:
     A thread looks after it while a worker's lock depends on it.
     """
 
-    serial, poll, watch = False, 1.0, 0.1
+    serial, poll, watch = False, 0.2, 0.2
 
     def __init__(self, url: str) -> None:
         self.name = url
