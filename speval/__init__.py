@@ -20,6 +20,7 @@ The map: each module imports only from those below it.
     values                what a function takes, returns or raises, as text
     database              where evaluations are kept: the choice by a name
     database.postgres     evaluations in tables of a PostgreSQL server
+    database.link         one connection to a server, on which statements are sent in one go
     database.dialect      statements as PostgreSQL takes them
     database.sqlite       evaluations in one sqlite3 file
     database.tables       its tables, and those of older versions

@@ -27,6 +27,7 @@ __all__ = [
     "load_evals",
     "look_up",
     "not_stored",
+    "unfinished",
 ]
 
 STATUSES = ("pending", "in_progress", "completed", "failed")
@@ -180,6 +181,10 @@ def left(conn: Connection) -> tuple[bool, bool]:
     """Tell whether any evaluations are pending, and whether any are in progress."""
     ((pending, in_progress),) = conn.execute(LEFT).fetchall()
     return bool(pending), bool(in_progress)
+
+
+def unfinished(counts: dict[str, int]) -> int:
+    return counts["pending"] + counts["in_progress"]
 
 
 def count_surely(db: Database, conn: Connection) -> dict[str, int]:

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import workers
-from .database import Connection, Cursor, Database, Name, database, existing, shown
+from .database import Connection, Database, Name, database, existing, shown
 from .errors import NotWritable, SpevalError, cut, last_line, visible
 from .function import code_of, differences, name_of
 from .pace import SHARE, Pace
@@ -41,7 +41,7 @@ from .process.background import Ticker, notice, weakly
 from .process.launcher import announce, counted, head, is_launched
 from .process.machine import command, cpus, process, programs_ended
 from .process.signals import Signals, Terminated
-from .reading import CHUNK_SIZE, check_status, count, count_evals, left, look_up, not_stored
+from .reading import CHUNK_SIZE, check_status, count, count_evals, left, look_up, not_stored, unfinished
 from .space import Space
 from .values import MAX_ERROR, error_of, from_json, refusal_of, to_json
 from .workers import DIED, NOBODY, STALLED, UNKNOWN, Lookout, Loss, how_far
@@ -120,39 +120,38 @@ class Outcome(NamedTuple):
     ended: float
 
 
+FIRST = -(2**63)  # of all ids
 # The WHERE of a partial index has to stand here letter for letter, or SQLite scans the table. It believes
 # the index then; with the CAST it looks at the row too.
 FIND_PENDING = """
-    SELECT id, name, args, attempt + 1, losses FROM evals WHERE status = 'pending' ORDER BY id LIMIT :room
-    /* FOR UPDATE SKIP LOCKED */"""
-SET_CLAIMED = """
-    SET status = 'in_progress', attempt = attempt + 1, worker = :worker, started = :now, updated = :now"""
+    SELECT id, name, args, attempt + 1, losses FROM evals WHERE status = 'pending' AND id >= :first
+    ORDER BY id LIMIT :room /* FOR UPDATE SKIP LOCKED */"""
+CLAIMED = "status = 'in_progress', attempt = attempt + 1, worker = :worker, started = :now, updated = :now"
 CLAIM = f"""
-    UPDATE evals {SET_CLAIMED}
-    WHERE status = 'pending' AND id <= :last AND CAST(status AS TEXT) = 'pending' AND attempt >= reset
-        /* AND id = ANY (:ids) */"""
+    UPDATE evals SET {CLAIMED} WHERE status = 'pending' AND id <= :last
+        AND CAST(status AS TEXT) = 'pending' AND attempt >= reset /* AND id = ANY (:ids) */"""
 FIND_AND_CLAIM = f"""
     WITH found AS ({FIND_PENDING.replace(":room", "1")})
-    UPDATE evals {SET_CLAIMED} FROM found WHERE evals.id = found.id
+    UPDATE evals SET {CLAIMED} FROM found WHERE evals.id = found.id
     RETURNING evals.id, evals.name, evals.args, attempt"""
 FIRST_PENDING = """
     SELECT attempt, (SELECT max(id) FROM evals) - id + 1, (SELECT count(*) FROM workers WHERE ended IS NULL)
-    FROM evals WHERE status = 'pending' ORDER BY id LIMIT 1"""
+    FROM evals WHERE status = 'pending' AND id >= :first ORDER BY id LIMIT 1"""
 COUNT_SOME_PENDING = """
     SELECT count(*) FROM (SELECT 1 FROM evals WHERE status = 'pending' LIMIT :room) AS pending"""
 
 
-def claim(db: Database, conn: Connection, worker: int, room: int) -> Iterable[tuple[Any, ...]]:
-    """Claim up to `room` pending evaluations, the first of the space; one that was lost before alone.
+def claim(db: Database, conn: Connection, worker: int, room: int, first: int = FIRST) -> Iterable[Any]:
+    """Claim up to `room` pending evaluations, the first from that id on; one that was lost before alone.
 
     Return rows, of which a `Claim` each is made after the transaction.
     """
     claims: list[tuple[Any, ...]] = []
     size = 0
-    room = min(room, _share(conn, room))
+    room = min(room, _share(conn, room, first))
     if room == 1 and not db.serial:
-        return conn.execute(FIND_AND_CLAIM, {"worker": worker})
-    with contextlib.closing(conn.execute(FIND_PENDING, {"room": room})) as cursor:
+        return conn.execute(FIND_AND_CLAIM, {"worker": worker, "first": first})
+    with contextlib.closing(conn.execute(FIND_PENDING, {"room": room, "first": first})) as cursor:
         for row in cursor:
             claims.append(row[:-1])
             _, _, args, _, losses = row
@@ -170,12 +169,12 @@ def claim(db: Database, conn: Connection, worker: int, room: int) -> Iterable[tu
     return claims
 
 
-def _share(conn: Connection, room: int) -> int:
+def _share(conn: Connection, room: int, first: int) -> int:
     """Return how many of `room` evaluations a worker may claim, for all workers to end together.
 
     Half of its part of what is left: guided self-scheduling (Polychronopoulos and Kuck, 1987).
     """
-    pending = conn.execute(FIRST_PENDING).fetchall() if room > 1 else []
+    pending = conn.execute(FIRST_PENDING, {"first": first}).fetchall() if room > 1 else []
     if not pending:
         return room
     # Evaluations are claimed for the first time in the order of their ids: from a fresh one on all are.
@@ -194,17 +193,19 @@ COMPLETE = """
 FAIL = """
     UPDATE evals SET status = 'failed', error = coalesce(error, '') || ?, worker = ?, started = ?, updated = ?
     WHERE id = ? AND attempt = ? AND attempt > reset AND status = 'in_progress'"""
-IS_HELD = """
-    SELECT 1 FROM evals
-    WHERE id = :id AND status = 'in_progress' AND attempt = :attempt AND worker = :worker"""
+# A result that is not stored though nothing speaks against it; or an error of what is held.
+IS_REFUSED = """
+    SELECT 1 FROM evals WHERE id = :id
+        AND (status = 'in_progress' AND attempt = :attempt AND worker = :worker
+            OR :completed = 1 AND :attempt > reset AND status IN ('pending', 'in_progress'))"""
 IS_STORED = """
     SELECT 1 FROM evals
     WHERE id = :id AND status IN ('completed', 'failed') AND worker = :worker AND started = :started
         AND updated = :ended"""
 
 
-def finish(conn: Connection, worker: int, outcomes: list[Outcome]) -> list[Cursor]:
-    """Complete or fail evaluations; return what tells, by `are_stored`, which of them.
+def finish(db: Database, conn: Connection, worker: int, outcomes: list[Outcome]) -> Callable[[], list[bool]]:
+    """Complete or fail evaluations; what is returned tells, after the transaction, which.
 
     A late result, of a claim that was lost, is stored as long as there is no other result; a late
     error is not. After a reset neither is.
@@ -215,21 +216,24 @@ def finish(conn: Connection, worker: int, outcomes: list[Outcome]) -> list[Curso
         rows, end = (completed, result) if error is None else (failed, error)
         rows.append((end, worker, started, ended, id, attempt))
     pairs = (COMPLETE, completed), (FAIL, failed)
-    return [conn.executemany(statement, rows) for statement, rows in pairs if rows]
+    changed = [conn.executemany(statement, rows) for statement, rows in pairs if rows]
+    if not db.serial:
+        return functools.partial(_are_stored, db, None, worker, outcomes, changed)
+    stored = _are_stored(db, conn, worker, outcomes, changed)
+    return lambda: stored
 
 
-def are_stored(db: Database, worker: int, outcomes: list[Outcome], changed: list[Cursor]) -> list[bool]:
-    """Tell of each, after the transaction, whether its end is stored."""
+def _are_stored(db: Database, conn: Any, worker: int, outcomes: list[Outcome], changed: Any) -> list[bool]:
     if sum(cursor.rowcount for cursor in changed) == len(outcomes):
         return [True] * len(outcomes)
-    with db.read() as conn:
-        return [_is_stored(conn, worker, outcome) for outcome in outcomes]
+    with contextlib.nullcontext(conn) if conn else db.read() as open_one:
+        return [_is_stored(open_one, worker, outcome) for outcome in outcomes]
 
 
 def _is_stored(conn: Connection, worker: int, outcome: Outcome) -> bool:
     facts = {**outcome._asdict(), **outcome.claim._asdict(), "worker": worker}
-    if conn.execute(IS_HELD, facts).fetchall():  # we would wait for ourselves
-        raise conn.DatabaseError("it does not take the end of an evaluation")
+    if conn.execute(IS_REFUSED, {**facts, "completed": int(outcome.error is None)}).fetchall():
+        raise conn.DatabaseError("it does not take the end of an evaluation")  # and would give it out again
     return bool(conn.execute(IS_STORED, facts).fetchall())
 
 
@@ -238,7 +242,7 @@ RELEASE = """
     WHERE status = 'in_progress' AND worker = :worker AND id >= :first"""
 
 
-def release(conn: Connection, worker: int, first: int = -(2**63)) -> None:
+def release(conn: Connection, worker: int, first: int = FIRST) -> None:
     """Give back the claims of a worker, from that id on."""
     conn.execute(RELEASE, {"worker": worker, "first": first, "now": time.time()})
 
@@ -381,6 +385,7 @@ class Worker:
         self._pid = os.getpid()
         self._joined = False
         self._row = workers.row(self.id, code, watched)
+        self._first = FIRST  # for a while, where what is no longer pending takes time to pass: none is before
         self._lookout = Lookout(db, self.id, timeout, clock)
 
     def work(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> dict[str, int] | None:
@@ -405,7 +410,8 @@ class Worker:
         evaluated = failed = 0
         while True:
             self._signals.renew()
-            claimed = self._insist(lambda: self.exchange(self._room()))
+            room = self._pace.room if self._max_attempts > 1 else 1  # a loss costs the batch
+            claimed = self._insist(functools.partial(self.exchange, room))
             if claimed:
                 self._lookout.pause = 0.0
             elif not (wait and self._wait()):
@@ -419,10 +425,6 @@ class Worker:
                         f" {last_line(outcome.error)}: mend the cause, then reset_evals() and start"
                         " again; or set max_failures=None"
                     )
-
-    def _room(self) -> int:
-        """Return how many evaluations to claim; one, if the first loss is the last: it costs the batch."""
-        return self._pace.room if self._max_attempts > 1 else 1
 
     def _evaluate_batch(self, func: Callable[[Any], Any]) -> Iterator[Outcome]:
         """Evaluate what is claimed, until it is old, or the watchdog has given the rest back."""
@@ -527,18 +529,20 @@ class Worker:
             with self._db.write() as conn:
                 waiting = self._clock() - began
                 workers.check_in(self._db, conn, self._row, self._joined)
-                changed = finish(conn, self.id, outcomes)
+                finished = finish(self._db, conn, self.id, outcomes)
                 if room or unstarted:
-                    release(conn, self.id, -(2**63) if room else unstarted[0].id)
+                    release(conn, self.id, FIRST if room else unstarted[0].id)
                 if self._lookout.is_due(min(LOOK, (self._timeout or LOOK) / 4)):
+                    self._first = FIRST
                     said = reclaim(self._db, conn, self._lookout.lost(conn), self._max_attempts)
-                rows = claim(self._db, conn, self.id, room)
-            stored = are_stored(self._db, self.id, outcomes, changed)
+                rows = claim(self._db, conn, self.id, room, self._first)
+            stored = finished()
             self._joined = True
             del self.done[: len(outcomes)]
             claims = list(map(Claim._make, rows))
             self.todo.extend(claims)
             if room:
+                self._first = claims[0].id if claims and not self._db.serial else FIRST
                 self._claimed = self._clock(), time.time()
                 self._cost = waiting, self._claimed[0] - began - waiting
         self._say(said, outcomes, stored, claims)
@@ -562,9 +566,7 @@ class Worker:
         if not self._joined:
             return None
         try:
-            with contextlib.suppress(
-                NotWritable
-            ):  # for a moment, it may be: a deadlock, a connection that broke
+            with contextlib.suppress(NotWritable):  # for a moment: a deadlock, a connection that broke
                 return self._leave()
             return self._leave()
         except SpevalError as exc:
@@ -581,12 +583,12 @@ class Worker:
                     return count(self._db, conn)
         with self._db.write() as conn:
             workers.check_in(self._db, conn, self._row, self._joined)
-            changed = finish(conn, self.id, self.done)
+            finished = finish(self._db, conn, self.id, self.done)
             said = self._give_up_claims(conn)
             workers.mark_ended(conn, self.id)
             workers.mark_all_ended(conn)
             counts = count(self._db, conn)
-        self._say(said, self.done, are_stored(self._db, self.id, self.done, changed), [])
+        self._say(said, self.done, finished(), [])
         return counts
 
     def _give_up_claims(self, conn: Connection) -> list[str]:
@@ -778,7 +780,7 @@ def speval(
     told = n_jobs != 1 and not is_launched()
     with _summed_up(db) if told else contextlib.nullcontext(), _shown(db, progress and rest) as line:
         # Again, if somebody else extended the space at the very end; unless the database contradicts itself.
-        while counts is None or (wait and _left_of(counts) and _left_of(counts := count_evals(db))):
+        while counts is None or (wait and unfinished(counts) and unfinished(counts := count_evals(db))):
             if n_jobs == 1:
                 counts = _in_this_process(work, timeout, line) or count_evals(db)
             else:
@@ -790,10 +792,6 @@ def speval(
             *(counts["failed"], sum(counts.values()), shown(evals_fname)),
         )
     return counts
-
-
-def _left_of(counts: dict[str, int]) -> int:
-    return counts["pending"] + counts["in_progress"]
 
 
 def _waiting_for_this() -> set[str]:
@@ -873,7 +871,7 @@ def _summed_up(db: Database) -> Iterator[None]:
     except KeyboardInterrupt:
         with contextlib.suppress(SpevalError, OSError):
             counts = count_evals(db)
-            done, total = sum(counts.values()) - _left_of(counts), sum(counts.values())
+            done, total = sum(counts.values()) - unfinished(counts), sum(counts.values())
             how = command(shown) or "call it again"
             log.warning("interrupted: nothing is lost, %d of %d are done; to go on: %s", done, total, how)
         raise
@@ -994,7 +992,7 @@ def reset_evals(
 def _ids(db: Database, conn: Connection, names: Iterable[str] | None) -> list[tuple[int, int]]:
     """Return ranges of ids: of each name, or of all."""
     if names is None:
-        return [(-(2**63), 2**63 - 1)]
+        return [(FIRST, 2**63 - 1)]
     found = look_up(conn, [str(name) for name in names])
     missing = [name for name in names if str(name) not in found]
     if missing:

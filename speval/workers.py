@@ -36,8 +36,8 @@ __all__ = [
 JOIN = """
     INSERT INTO workers (id, host, pid, started, code, fate)
     VALUES (:worker, :host, :pid, :now, :code, :fate)"""
-# Who has locked a worker's row lets nobody else change what that holds. Without a row that ends by an error:
-# whatever is sent behind it, before that is known, is not done then.
+# Who has locked a worker's row lets nobody else change what that holds. Where statements are sent in one go,
+# and there is no such row, this one is an error, and what was sent behind it is not done.
 LOOKUP_WORKER = """
     SELECT /* 1 / */ (SELECT count(*) FROM workers WHERE id = :worker),
         (SELECT id FROM workers WHERE id = :worker /* FOR UPDATE */)"""
@@ -170,9 +170,7 @@ class Lookout:
         self._clock = clock
         self._seen: dict[int, tuple[object, float]] = {}  # worker: its oldest claim, first seen then
         self.patience = PATIENCE
-        self.pause = (
-            0.0  # seconds before the next look of a waiting worker; 0 again when it has claimed something
-        )
+        self.pause = 0.0  # seconds before the next look of a waiting worker; 0 again when it has claimed
         self._looked = -float("inf")
         self._others = 0
         self._rest = 0.0  # seconds after a look in which the others do

@@ -631,10 +631,25 @@ class TestScale:
         with db.write() as conn:
             for statement in (
                 *(job.FIND_PENDING, job.FIND_AND_CLAIM, job.CLAIM, job.FIRST_PENDING, job.COUNT_SOME_PENDING),
-                *(job.RELEASE, job.CLAIMS_OF, job.RECLAIM, job.IS_HELD, workers.OLDEST_CLAIM, reading.LEFT),
+                *(
+                    job.RELEASE,
+                    job.CLAIMS_OF,
+                    job.RECLAIM,
+                    job.IS_REFUSED,
+                    workers.OLDEST_CLAIM,
+                    reading.LEFT,
+                ),
                 reading.LOOKUP.format("'0', '1'"),
             ):
-                known = {"id": 1, "attempt": 1, "max_attempts": 3, "enough": 9, "line": "", "how": ""}
+                known = {
+                    "id": 1,
+                    "attempt": 1,
+                    "max_attempts": 3,
+                    "enough": 9,
+                    "line": "",
+                    "how": "",
+                    "completed": 1,
+                }
                 plan = " ".join(line for (line,) in conn.execute(f"EXPLAIN {statement}", {**known, **facts}))
                 assert "Index" in plan
                 assert not re.search("Seq Scan|Hash|Merge", plan), f"{statement}\n{plan}"

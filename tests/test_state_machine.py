@@ -72,6 +72,7 @@ class Actor:
     joined: bool = False
     ended: bool = False
     looked: float = -float("inf")
+    first: int = 0  # where it looks for what is pending, until it looks after the others
     seen: dict[int, tuple[Any, float]] = dataclasses.field(default_factory=dict)
 
 
@@ -230,7 +231,9 @@ class Sweep(RuleBasedStateMachine):
         if self.now > actor.looked:
             self.expect_look(actor)
         actor.joined, actor.ended = True, False
-        expected = self.expect_claims(actor, self.share(room))
+        expected = self.expect_claims(actor, self.share(room, actor.first))
+        if room:
+            actor.first = int(expected[0][0]) if expected and not self.db.serial else 0
         actor.worker.done = outcomes
         actor.worker.exchange(room)
         assert actor.worker.done == []
@@ -258,7 +261,7 @@ class Sweep(RuleBasedStateMachine):
 
     def expect_look(self, actor: Actor) -> None:
         """Take from the dead at once, from the stalled what they had at a look a timeout ago."""
-        actor.looked = self.now
+        actor.looked, actor.first = self.now, 0
         seen, actor.seen = actor.seen, {}
         for other in self.actors:
             if other is actor or other.ended or not other.joined:
@@ -273,17 +276,19 @@ class Sweep(RuleBasedStateMachine):
                 for evaluation in held:
                     evaluation.lose(self.max_attempts)
 
-    def share(self, room: int) -> int:
+    def share(self, room: int, first: int) -> int:
         """Return how many may be claimed: half of a worker's part of what is left, but at least one."""
-        left = sum(evaluation.status == "pending" for evaluation in self.evals)
+        pending = [number for number, e in enumerate(self.evals) if e.status == "pending"]
+        ahead = [number for number in pending if number >= first]
+        fresh = ahead and not self.evals[ahead[0]].attempt
         workers = sum(actor.joined and not actor.ended for actor in self.actors)
-        return min(room, max(1, left // (2 * workers)))
+        return min(room, max(1, len(ahead if fresh else pending) // (2 * workers)))
 
     def expect_claims(self, actor: Actor, room: int) -> list[tuple[str, str, int]]:
         """Claim the first pending evaluations; one that was lost before goes alone."""
         claims: list[tuple[str, str, int]] = []
         for number, evaluation in enumerate(self.evals):
-            if evaluation.status != "pending":
+            if evaluation.status != "pending" or number < actor.first:
                 continue
             if len(claims) >= room or (claims and evaluation.losses):
                 break

@@ -9,11 +9,11 @@ from ..errors import SpevalError
 from .sqlite import Sqlite
 
 if TYPE_CHECKING:
-    from .interface import Connection, Cursor, Database, Name
+    from .interface import Connection, Database, Name
 else:  # which take 3 ms to make, of each start
-    Connection = Cursor = Database = Name = Any
+    Connection = Database = Name = Any
 
-__all__ = ["Connection", "Cursor", "Database", "Name", "database", "existing", "is_url", "shown"]
+__all__ = ["Connection", "Database", "Name", "database", "existing", "is_url", "shown"]
 
 SCHEMES = ("postgresql://", "postgres://")
 

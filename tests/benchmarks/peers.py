@@ -154,7 +154,13 @@ def bare_loop(url: str, number: str) -> None:
         ready()
         ids: list[int] = []
         results: list[str] = []
-        while claimed := conn.execute(EXCHANGE, (ids, results)).fetchall():
+        while True:
+            try:
+                claimed = conn.execute(EXCHANGE, (ids, results)).fetchall()
+            except psycopg.errors.DeadlockDetected:
+                continue
+            if not claimed:
+                return
             ids = [id for id, _ in claimed]
             results = [json.dumps(no_op(json.loads(args))) for _, args in claimed]
 
