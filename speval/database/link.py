@@ -206,9 +206,9 @@ class Link:
         name = self._prepared.get((text, types))
         if name is None:
             name = self._prepared[text, types] = b"s%d" % len(self._prepared)
-            self._pgconn.send_prepare(name, text, types)
+            self._pgconn.send_prepare(name, text, list(types))
             self._expected()
-        self._pgconn.send_query_prepared(name, values)
+        self._pgconn.send_query_prepared(name, list(values))  # psycopg 3.2 takes no tuple
         return self._expected()
 
     def _expected(self) -> Reply:
