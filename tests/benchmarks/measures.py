@@ -92,7 +92,11 @@ def _beside(kinds: dict[str, Any], asked: float, less: dict[str, float]) -> Iter
 
 
 def beside(
-    kinds: dict[str, Any], ours: Callable[[], float], theirs: Callable[[str], float], asked: dict[str, str]
+    kinds: dict[str, Any],
+    ours: Callable[[], float],
+    theirs: Callable[[str], float],
+    asked: dict[str, str],
+    rounds: int = ROUNDS,
 ) -> Generator[Row, None, dict[str, list[float]]]:
     """Take rates, ours and those of peers, in turn; return those of who has any."""
     own: list[float] = []
@@ -100,14 +104,14 @@ def beside(
     for name, (requirement, _, _) in kinds.items():
         if not peers.install(directory / name, requirement):
             yield name, "cannot be installed here", ""
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         own.append(ours())
         for name, values in rates.items():
             with contextlib.suppress(RuntimeError):  # it died
                 values.append(theirs(name))
     yield "this package, evaluations/s", spread(own, ".0f"), asked.get("this package", "")
     for name, values in list(rates.items()):
-        died = f", died in {ROUNDS - len(values)} rounds" if len(values) < ROUNDS else ""
+        died = f", died in {rounds - len(values)} rounds" if len(values) < rounds else ""
         yield f"{name}, evaluations/s{died}", spread(values, ".0f") if values else "none", ""
         if not values:
             rates.pop(name)

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import peers
-from measures import MILLION, ROUNDS, Row, beside, figures, restarted
+from measures import MILLION, Row, beside, figures, restarted
 from processes import HERE, SCALE, call, directory, ms, race, ratios, scaled, spread, started
 
 if TYPE_CHECKING:
     from server import Server
 
 PART = scaled(1000)
+ROUNDS = 3  # of some 2 minutes each
 MAKE, DROP = "CREATE DATABASE {} TEMPLATE {}", "DROP DATABASE {} WITH (FORCE)"
 AGAIN = """
     UPDATE evals SET status = 'pending', attempt = 0, result = NULL, worker = NULL, started = NULL
@@ -69,7 +70,7 @@ def _no_ops(its: Server) -> Iterator[Row]:
             return peers.rate(name, peers.SERVERS[name], directory / name, url)
 
     asked = {"this package": ">= 30000", **dict.fromkeys(peers.SERVERS, "> 1"), "bare_loop": ""}
-    figures["server"] = yield from beside(peers.SERVERS, ours, theirs, asked)
+    figures["server"] = yield from beside(peers.SERVERS, ours, theirs, asked, ROUNDS)
     for what, values in costs.items():
         yield f"cost of one of {what}, us", spread(values), ""
     first, _, last, early, late = costs.values()
