@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = [
     "INTERRUPTED",
+    "REPLACED",
     "NotWritable",
     "SpaceMismatch",
     "SpevalError",
@@ -19,7 +20,6 @@ __all__ = [
     "plain",
     "visible",
 ]
-
 
 REPLACED = "{path} was replaced while it was in use: start again"
 INTERRUPTED = (

@@ -173,7 +173,7 @@ class Lookout:
         self.pause = 0.0  # seconds before the next look of a waiting worker; 0 again when it has claimed
         self._looked = -float("inf")
         self._others = 0
-        self._rest = 0.0  # seconds after a look in which the others do
+        self._turn = 0.0  # seconds after a look for which it is the turn of the others
         self._untold: dict[int, float] = {}  # worker: first seen dead then, and nobody has said how it died
 
     @property
@@ -186,7 +186,7 @@ class Lookout:
 
         All together look after one another only so often, however many they are.
         """
-        return self.waits or self._clock() - self._looked >= max(pause, self._rest)
+        return self.waits or self._clock() - self._looked >= max(pause, self._turn)
 
     def hurry(self) -> None:
         """Have a look as soon as one is due at all."""
@@ -209,7 +209,7 @@ class Lookout:
         others = [row for row in live(conn) if row[0] != self._worker]
         self._others = len(others)
         self._looked = self._clock()
-        self._rest = self._db.watch * self._others * random.uniform(0.5, 1.5)
+        self._turn = self._db.watch * self._others * random.uniform(0.5, 1.5)
         dead = self._db.locks.dead(conn, [worker for worker, *_ in others])
         for worker, where, pid, _, fate in others:
             if worker in dead:

@@ -8,18 +8,18 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["NOW", "for_many", "kind_of", "literal", "parameter", "quoted", "translated"]
+__all__ = ["for_many", "kind_of", "literal", "parameter", "quoted", "translated"]
 
 NOW = "(SELECT extract(epoch FROM clock_timestamp())::float8)"  # once for all rows
 TABLES = re.compile(r"\b(FROM|JOIN|UPDATE|INTO|TABLE|ON)\s+(evals|names|workers|spaces)\b(?!\.)")
 PARAMETERS = re.compile(r"(?<!:):(\w+)|\?")
 TYPES = {bool: 16, int: 20, float: 701}  # by their numbers in pg_type
-LOCKING = re.compile(r"/\*(.*?)\*/", re.DOTALL)
+THEIRS = re.compile(r"/\*(.*?)\*/", re.DOTALL)
 
 
 @functools.lru_cache(maxsize=1000)
 def translated(statement: str, table: str) -> tuple[bytes, list[str]]:
-    """Return a statement with what locks rows, with numbered parameters, and with its names of tables.
+    """Return a statement with what is for servers, with numbered parameters, and with its names of tables.
 
     And the names of the parameters, in this order, if they have names.
     """
@@ -40,7 +40,7 @@ def translated(statement: str, table: str) -> tuple[bytes, list[str]]:
         own = quoted(table if name == "evals" else f"{table}_{name}")
         return f"{word} {own}" if word in ("TABLE", "ON") else f"{word} {own} AS {name}"
 
-    text = PARAMETERS.sub(in_place, LOCKING.sub(r"\1", statement))
+    text = PARAMETERS.sub(in_place, THEIRS.sub(r"\1", statement))
     return TABLES.sub(named, text).encode(), names
 
 

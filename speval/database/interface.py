@@ -24,8 +24,8 @@ class Connection(Protocol):
     """A transaction that is under way. Parameters are ``:name``, or ``?`` where speed counts.
 
     ``:now`` is by the database's own clock where it has one. What stands between ``/*`` and ``*/`` is for
-    databases where several transactions write at once, and need to lock rows. A statement may be on its way
-    until its rows are asked for: so ask for several things first, then look at them.
+    servers, where several transactions write at once, and statements are sent together. A statement may be
+    on its way until its rows are asked for: so ask for several things first, then look at them.
 
     Its exceptions are called as in PEP 249; they leave a transaction as `SpevalError`.
     """
@@ -91,7 +91,7 @@ class Database(Protocol):
     ahead : float
         Seconds by which its clock is ahead of ours.
     poll : float
-        Seconds, at most, between two looks of a worker that waits.
+        Seconds between two looks of a worker that waits for long; more, if many do.
     watch : float
         Seconds, at least, between two looks of all workers together after who lives.
     """

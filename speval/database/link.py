@@ -65,17 +65,17 @@ class Rows:
 
     def __init__(self, link: Link, replies: list[Reply]) -> None:
         self._link = link
-        self.replies = replies
+        self._replies = replies
 
     @property
     def rowcount(self) -> int:
-        return sum(self._link.answer(reply).command_tuples or 0 for reply in self.replies)
+        return sum(self._link.answer(reply).command_tuples or 0 for reply in self._replies)
 
     def fetchall(self) -> list[Any]:
         return list(self)
 
     def __iter__(self) -> Iterator[Any]:
-        return itertools.chain.from_iterable(map(self._link.rows, self.replies))
+        return itertools.chain.from_iterable(map(self._link.rows, self._replies))
 
     def close(self) -> None: ...
 
@@ -192,8 +192,9 @@ class Link:
         replies: list[Reply] = []
         left = iter(rows)
         while some := list(itertools.islice(left, MOST)):
-            if len(some) == 1:  # of which the server keeps the plan
-                return Rows(self, [*replies, *self.execute(statement, *some).replies])
+            if len(some) == 1:  # by a statement of which the server keeps the plan
+                replies.append(self._send(translated(statement, self._table)[0], some[0]))
+                break
             columns = list(zip(*some))
             text = for_many(statement, self._table, tuple(map(kind_of, columns)))
             replies.append(self._send(text, list(map(literal, columns))))

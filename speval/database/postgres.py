@@ -93,7 +93,12 @@ class Locks:
         self._db.give_up(worker)
 
     def dead(self, conn: Link, workers: Iterable[int], surely: bool = True) -> set[int]:
-        facts = {"workers": list(workers), "surely": surely, "grace": COME_BACK, "table": self._db.table}
+        facts = {
+            "workers": list(workers),
+            "surely": surely,
+            "grace": COME_BACK,
+            "table": quoted(self._db.table),
+        }
         if not facts["workers"]:
             return set()
         free = {worker for (worker,) in conn.execute(FREE, facts)}
@@ -130,8 +135,7 @@ class Postgres:
 
     def __init__(self, url: str) -> None:
         self.name = url
-        self._conninfo, self._table, self.path = parsed(url)
-        self.table = quoted(self._table)
+        self._conninfo, self.table, self.path = parsed(url)
         self._section = forks.Section(self._forget)
         self._link: Link | None = None
         self._workers: set[int] = set()
@@ -152,7 +156,7 @@ class Postgres:
     def require(self) -> None:
         with self._transaction("BEGIN READ ONLY") as conn:
             if not self.is_prepared(conn):
-                raise FileNotFoundError(f"there is no table {self._table} in {self.path}")
+                raise FileNotFoundError(f"there is no table {self.table} in {self.path}")
 
     def try_out(self) -> None:
         with contextlib.suppress(SpevalError), self._transaction("BEGIN READ ONLY"):
@@ -175,7 +179,7 @@ class Postgres:
         with self._transaction("BEGIN") as conn:
             with notice(lambda: f"waiting for who adds evaluations to {self.path}"):
                 conn.execute(
-                    "SELECT pg_advisory_xact_lock(hashtextextended(:table, 0))", {"table": self._table}
+                    "SELECT pg_advisory_xact_lock(hashtextextended(:table, 0))", {"table": self.table}
                 ).fetchall()
             yield conn
 
@@ -190,7 +194,7 @@ class Postgres:
     def is_prepared(self, conn: Link) -> bool:
         if conn.oid:
             return True
-        found = conn.execute(FORMAT_OF, {"table": self.table}).fetchall()
+        found = conn.execute(FORMAT_OF, {"table": quoted(self.table)}).fetchall()
         if not found:
             return False
         ((comment, oid),) = found
@@ -221,7 +225,7 @@ class Postgres:
             self._disconnect()
             self._section.attend(1)
             try:
-                self._link = Link(self._conninfo, self._table)
+                self._link = Link(self._conninfo, self.table)
             except BaseException:
                 self._section.attend(-1)
                 raise
@@ -323,7 +327,7 @@ class Postgres:
     def _try_locks(self) -> tuple[bool, str]:
         """See the lock of another connection, end that, and see that the lock is gone."""
         try:
-            with contextlib.closing(Link(self._conninfo, self._table)) as other:
+            with contextlib.closing(Link(self._conninfo, self.table)) as other:
                 other.ask(LOCK, {"table": 0, "worker": os.getpid()})
                 seen = [self._is_locked(os.getpid())]
         except psycopg.Error as exc:
