@@ -388,9 +388,8 @@ speval(func, [1], sys.argv[1])
         instance = sandbox.start(script, table)
         until(sandbox.calls)
         with alone.deaf():
-            os.kill(
-                int(sandbox.calls()[0].split()[1]), signal.SIGTERM
-            )  # the backend: as pg_terminate_backend
+            backend = int(sandbox.calls()[0].split()[1])
+            os.kill(backend, signal.SIGTERM)  # as pg_terminate_backend does
             until(lambda: "forked" in sandbox.calls())
         sandbox.end(instance)
         assert [(row["result"], row["losses"]) for row in load_evals(table)] == [(0, 0)]
