@@ -405,6 +405,28 @@ speval(abs, [1], sys.argv[1])
         (row,) = load_evals(table)
         assert began - 1 < row["started"] <= row["updated"] < time.time() + 1
 
+    @pytest.mark.parametrize("limit", ["idle_session_timeout", "statement_timeout"])
+    def test_limits_that_a_server_sets_do_not_end_its_connection(
+        self, sandbox: Sandbox, table: str, limit: str
+    ) -> None:
+        script = """
+from speval.database import database
+known = database(sys.argv[1])
+
+def connection():
+    with known.read() as conn:
+        return conn.execute("SELECT pg_backend_pid(), pg_sleep(0.3)").fetchall()[0][0]
+
+def func(x):
+    before = connection()
+    time.sleep(0.3)
+    return before == connection()
+
+speval(func, [1], known)
+"""
+        sandbox.run(script, f"{table}&options=-c%20{limit}%3D100")
+        assert [row["result"] for row in load_evals(table)] == [True]
+
     def test_text_that_a_server_does_not_take_costs_nothing(self, table: str) -> None:
         def func(x: int) -> Any:
             if x == 1:

@@ -88,6 +88,7 @@ def _swept(its: Server) -> tuple[float, dict[str, float]]:
         seconds, _ = race(8, "work", url)
         ((tenths,),) = _execute(url, TENTHS)
         _execute(url, AGAIN, PART)
+        _execute(url, "CHECKPOINT")  # as before the others
         costs[f"the last {PART} of {MILLION}"] = _cost(url)
     for when, begin, end in (("early", *tenths[:2]), ("late", *tenths[2:])):
         costs[f"{when} in {MILLION}, 8 workers"] = 1e6 * (end - begin) / (MILLION / 10)
