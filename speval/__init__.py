@@ -8,12 +8,16 @@ The map: each module imports only from those below it.
     view.table            rows as a table that fits the terminal
     process.instances     n instances of a script: started, watched, restarted
     speval                THE JOB: what may happen to an evaluation, the worker, the public functions
+    stopping              rules by which evaluations that are not promising are stopped
     view.progress         how far a sweep is, in one line
     process.jobs          n local processes that all do the same
     function              what is evaluated: its name, its code, and whether others evaluate another
     process.output        what a process writes: shown, kept, and its last words
     process.launcher      what an instance tells `speval run`, which has started it
+    running               what runs now: what functions may ask for, and report to
+    reports               what evaluations report while they run: stored, and compared
     workers               who works on a database, and who is lost: whose claims the job reclaims then
+    history               the evaluations so far, kept up to date
     reading               evaluations as dicts, or counted
     pace                  how many evaluations a worker claims at once
     space                 an evaluation space as text
@@ -35,7 +39,8 @@ The map: each module imports only from those below it.
 
 from .errors import SpaceMismatch, SpevalError
 from .reading import count_evals, iter_evals, load_evals
-from .speval import current_eval, reset_evals, speval
+from .running import current_eval, report
+from .speval import reset_evals, speval
 
 __all__ = [
     "SpaceMismatch",
@@ -44,6 +49,7 @@ __all__ = [
     "current_eval",
     "iter_evals",
     "load_evals",
+    "report",
     "reset_evals",
     "speval",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,9 +17,11 @@ from .values import from_json
 __all__ = [
     "CHUNK_SIZE",
     "STATUSES",
+    "as_dict",
     "check_order",
     "check_status",
     "count",
+    "count_all",
     "count_evals",
     "count_surely",
     "first_fresh",
@@ -27,14 +30,19 @@ __all__ = [
     "load_evals",
     "look_up",
     "not_stored",
+    "read_chunk",
+    "read_some",
     "unfinished",
 ]
 
 STATUSES = ("pending", "in_progress", "completed", "failed")
 CHUNK, CHUNK_SIZE = 1000, 8_000_000  # evaluations, and characters, read in one transaction
+SOME = 500  # evaluations, at most, that are looked up at once: SQLite takes 999 parameters
 
 
-def load_evals(evals_fname: Name, status: str | None = None) -> list[dict[str, Any]]:
+def load_evals(
+    evals_fname: Name, status: str | None = None, *, reports: bool = False
+) -> list[dict[str, Any]]:
     """Return the evaluations of a database, in the order of the space.
 
     Parameters
@@ -43,6 +51,8 @@ def load_evals(evals_fname: Name, status: str | None = None) -> list[dict[str, A
         File name of the sqlite3 database, also one of speval 0.1.1.
     status : {"pending", "in_progress", "completed", "failed"}, optional
         Only those with this status. By default all.
+    reports : bool
+        With what `report` was told.
 
     Returns
     -------
@@ -52,7 +62,9 @@ def load_evals(evals_fname: Name, status: str | None = None) -> list[dict[str, A
         ``"result"`` (what `func` returned, None unless completed); ``"args"``; ``"error"`` (traceback
         of a failed one, str or None); ``"attempt"`` (number of times it was claimed); ``"losses"`` (how
         often its worker died or ran past the timeout); ``"worker"`` (id of the last, or None);
-        ``"started"`` (unix time of the last claim; if finished, when `func` was called; or None).
+        ``"started"`` (unix time of the last claim; if finished, when `func` was called; or None);
+        ``"stopped"`` (step at which it was stopped as not promising, or None). With `reports` also
+        ``"reports"``, a dict of step (int) to value (float), by step.
 
     Raises
     ------
@@ -74,13 +86,15 @@ def load_evals(evals_fname: Name, status: str | None = None) -> list[dict[str, A
     >>> [(e["name"], e["result"]) for e in load_evals(fname, "completed")]
     [('short', 1), ('long', 3)]
     """
-    return list(iter_evals(evals_fname, status))
+    return list(iter_evals(evals_fname, status, reports=reports))
 
 
-def iter_evals(evals_fname: Name, status: str | None = None) -> Iterator[dict[str, Any]]:
+def iter_evals(
+    evals_fname: Name, status: str | None = None, *, reports: bool = False
+) -> Iterator[dict[str, Any]]:
     """Yield what `load_evals` returns, with constant memory, however many there are."""
     check_status(status)
-    return _iter_evals(existing(evals_fname), status)
+    return _iter_evals(existing(evals_fname), status, reports)
 
 
 def check_status(status: str | None) -> None:
@@ -88,13 +102,27 @@ def check_status(status: str | None) -> None:
         raise ValueError(f"there is no status {status!r}, but {', '.join(STATUSES)}")
 
 
-def _iter_evals(db: Database, status: str | None) -> Iterator[dict[str, Any]]:
+def _iter_evals(db: Database, status: str | None, reports: bool) -> Iterator[dict[str, Any]]:
     after: int | None = -(2**63)
     while after is not None:
+        reported: dict[int, dict[int, float]] = {}
         with Signals(), db.read() as conn:
-            rows, after = _read_chunk(conn, after, status)
-        for row in rows:
-            yield _as_dict(db.path, *row)
+            rows, after = read_chunk(conn, after, status)
+            if reports and rows:
+                reported = _reported(conn, rows[0][0], rows[-1][0])
+        for id, *row in rows:
+            more = {"reports": reported.get(id, {})} if reports else {}
+            yield {**as_dict(db.path, *row), **more}
+
+
+REPORTED = "SELECT id, step, value FROM reports WHERE id >= :first AND id <= :last ORDER BY id, step"
+
+
+def _reported(conn: Connection, first: int, last: int) -> dict[int, dict[int, float]]:
+    found: dict[int, dict[int, float]] = {}
+    for id, step, value in conn.execute(REPORTED, {"first": first, "last": last}):
+        found.setdefault(id, {})[step] = math.nan if value is None else value
+    return found
 
 
 # Where all rows of a statement come at once, these have to be few if they are large.
@@ -105,12 +133,14 @@ LAST_OF_CHUNK = f"""
             /* , sum({SIZE}) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before */
         FROM evals WHERE id > :after ORDER BY id LIMIT :room) AS chunk
     /* WHERE coalesce(before, 0) <= {CHUNK_SIZE} */"""
-READ = """
-    SELECT id, name, status, updated, result, args, error, attempt, losses, worker, started FROM evals
+COLUMNS = "id, name, status, updated, result, args, error, attempt, losses, worker, started, stopped"
+READ = f"""
+    SELECT {COLUMNS} FROM evals
     WHERE id > :after AND id <= :last AND (CAST(:status AS TEXT) IS NULL OR status = :status) ORDER BY id"""
+READ_SOME = f"SELECT {COLUMNS} FROM evals WHERE id IN ({{}})"
 
 
-def _read_chunk(conn: Connection, after: int, status: str | None) -> tuple[list[tuple[Any, ...]], int | None]:
+def read_chunk(conn: Connection, after: int, status: str | None) -> tuple[list[tuple[Any, ...]], int | None]:
     """Return some rows, and the id to go on after, None at the end."""
     ((last,),) = conn.execute(LAST_OF_CHUNK, {"after": after, "room": CHUNK}).fetchall()
     if last is None:
@@ -132,6 +162,14 @@ def _read_chunk(conn: Connection, after: int, status: str | None) -> tuple[list[
     return rows, last
 
 
+def read_some(conn: Connection, ids: list[int]) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    for first in range(0, len(ids), SOME):
+        some = ids[first : first + SOME]
+        rows += conn.execute(READ_SOME.format(", ".join("?" * len(some))), some).fetchall()
+    return rows
+
+
 def check_order(conn: Connection, after: object, ids: Iterable[object]) -> None:
     """Raise if ids do not grow: who goes on after the last of them might go round for ever."""
     for id in ids:
@@ -140,11 +178,11 @@ def check_order(conn: Connection, after: object, ids: Iterable[object]) -> None:
         after = id
 
 
-def _as_dict(
-    path: str, id: int, name: str, status: str, updated: float, result: Any, args: Any, *more: Any
+def as_dict(
+    path: str, name: str, status: str, updated: float, result: Any, args: Any, *more: Any
 ) -> dict[str, Any]:
     what = f"of evaluation {name!r} of {path}"
-    error, attempt, losses, worker, started = more
+    error, attempt, losses, worker, started, stopped = more
     return {
         "name": name,
         "status": status,
@@ -156,6 +194,7 @@ def _as_dict(
         "losses": losses,
         "worker": worker,
         "started": started,
+        "stopped": stopped,
     }
 
 
@@ -192,6 +231,19 @@ def count_surely(db: Database, conn: Connection) -> dict[str, int]:
     numbers = count(db, conn)
     if (numbers["pending"] > 0, numbers["in_progress"] > 0) != left(conn):
         raise conn.DatabaseError("its indexes are not right")
+    return numbers
+
+
+TO_SUGGEST = """
+    SELECT size - (SELECT count(*) FROM evals) FROM spaces
+    WHERE objective IS NOT NULL ORDER BY added DESC LIMIT 1"""
+
+
+def count_all(db: Database, conn: Connection) -> dict[str, int]:
+    """Count; what an adaptive space has yet to suggest is pending too."""
+    numbers = count_surely(db, conn)
+    for (number,) in conn.execute(TO_SUGGEST).fetchall():
+        numbers["pending"] += max(number, 0)
     return numbers
 
 
@@ -235,7 +287,6 @@ def first_fresh(db: Database, conn: Connection, total: int, last: int) -> int:
     return fresh
 
 
-SOME = 500  # evaluations, at most, that are looked up at once: SQLite takes 999 parameters
 LOOKUP = "SELECT name, id, args FROM evals /* NATURAL JOIN names */ WHERE /* names. */ name IN ({})"
 
 

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from .process.background import notice
 from .values import encode, to_json
 
-__all__ = ["Space"]
+__all__ = ["Adaptive", "Space"]
+
+
+@runtime_checkable
+class Adaptive(Protocol):
+    """A space that makes its evaluations one by one, by what is known of those before."""
+
+    def __len__(self) -> int:
+        """Return the number of evaluations in all."""
+
+    def suggest(self, history: Sequence[dict[str, Any]], /) -> Any:
+        """Return the arguments of the next one, by all that there are, as `load_evals` returns them."""
 
 
 class Space(contextlib.AbstractContextManager["Space"]):
     """Names and arguments, as JSON, in a temporary file with a line for each evaluation.
 
     Nothing of them is in memory. The file is made before any transaction, because the user's iterable
-    may take its time.
+    may take its time. Of an adaptive space there are none yet.
 
     Attributes
     ----------
@@ -25,14 +36,19 @@ class Space(contextlib.AbstractContextManager["Space"]):
         Number of evaluations, and how many of them the last pass has yielded so far.
     fingerprint : str
         Hash of names and arguments, in their order.
+    objective : str or None
+        Of an adaptive space: min or max, and the column that is to become so; empty if that is not known.
     """
 
-    def __init__(self, eval_space: Mapping[Any, Any] | Iterable[Any]) -> None:
+    def __init__(self, eval_space: Mapping[Any, Any] | Iterable[Any] | Adaptive) -> None:
         import hashlib  # here, because a reader needs neither, and importing them takes milliseconds
         import tempfile
 
         self.size = self.position = 0
         self._file = tempfile.SpooledTemporaryFile(1 << 20)  # noqa: SIM115 - it is closed by __exit__()
+        self.objective = None
+        if isinstance(eval_space, Adaptive):
+            self.objective, size, eval_space = _objective(eval_space), len(eval_space), []
         digest = hashlib.blake2b(digest_size=16)
         try:
             with notice(lambda: f"reading the evaluation space, {self.size} evaluations so far"):
@@ -45,6 +61,8 @@ class Space(contextlib.AbstractContextManager["Space"]):
             self._file.close()
             raise
         self.fingerprint = digest.hexdigest()
+        if self.objective is not None:
+            self.size, self.fingerprint = size, f"adaptive, {self.objective}"
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield name and arguments, the latter as JSON."""
@@ -56,6 +74,13 @@ class Space(contextlib.AbstractContextManager["Space"]):
 
     def __exit__(self, *exc_info: object) -> None:
         self._file.close()
+
+
+def _objective(space: Adaptive) -> str:
+    maximize, key = getattr(space, "maximize", None), getattr(space, "key", None)
+    if maximize is None:
+        return ""
+    return f"{'max' if maximize else 'min'} result{'' if key is None else f'.{key}'}"
 
 
 def _named(eval_space: Mapping[Any, Any] | Iterable[Any]) -> Iterator[tuple[str, Any]]:

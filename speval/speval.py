@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import contextvars
 import functools
 import logging
 import os
@@ -36,28 +35,33 @@ from . import workers
 from .database import Connection, Database, Name, database, existing, shown
 from .errors import NotWritable, SpevalError, cut, last_line, visible
 from .function import code_of, differences, name_of
+from .history import History, note_reset
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice, weakly
 from .process.launcher import announce, counted, head, is_launched
 from .process.machine import command, cpus, process, programs_ended
 from .process.signals import Signals, Terminated
 from .reading import CHUNK_SIZE, check_status, count, count_evals, left, look_up, not_stored, unfinished
-from .space import Space
+from .reports import Reports, Rule, delete, store
+from .running import Claim, known_at_work, running, waiting_for_this
+from .space import Adaptive, Space
 from .values import MAX_ERROR, error_of, from_json, refusal_of, to_json
 from .workers import DIED, NOBODY, STALLED, UNKNOWN, Lookout, Loss, how_far
 
 if TYPE_CHECKING:
     from .view.progress import Progress
 
-__all__ = ["current_eval", "reset_evals", "speval"]
+__all__ = ["reset_evals", "speval"]
 
 log = logging.getLogger("speval")
 T = TypeVar("T")
 
 KNOW_SPACE = """
-    SELECT 1 FROM spaces WHERE fingerprint = :fingerprint AND size <= (SELECT count(*) FROM evals)"""
+    SELECT 1 FROM spaces
+    WHERE fingerprint = :fingerprint AND size = :size AND size <= (SELECT count(*) FROM evals)"""
 KEEP_SPACE = """
-    INSERT INTO spaces (fingerprint, size, func, added) VALUES (:fingerprint, :size, :func, :now)"""
+    INSERT INTO spaces (fingerprint, size, func, added, objective)
+    VALUES (:fingerprint, :size, :func, :now, :objective)"""
 ADD_EVAL = """
     /* WITH added AS ( */ INSERT INTO evals (name, status, updated, args) VALUES (?, 'pending', ?, ?)
     /* RETURNING id, name) INSERT INTO names (id, name) SELECT id, name FROM added */"""
@@ -84,40 +88,52 @@ def populate(db: Database, space: Space, func: str, code: str | None = None) -> 
             new = db.prepare(conn)
             if not _is_known(conn, space):
                 _add(db, conn, space, func, space if new else not_stored(db, conn, space))
-            rest = any(left(conn))
+            rest = any(left(conn)) or not _is_known(conn, space)
     for line in said:
         log.warning("%s", line)
     return rest
 
 
 def _is_known(conn: Connection, space: Space) -> bool:
-    return bool(conn.execute(KNOW_SPACE, {"fingerprint": space.fingerprint}).fetchall())
+    """Tell whether there are all evaluations of `space`; of an adaptive one, as many as it is to make."""
+    return bool(conn.execute(KNOW_SPACE, {"fingerprint": space.fingerprint, "size": space.size}).fetchall())
 
 
 def _add(db: Database, conn: Connection, space: Space, func: str, new: Iterable[tuple[str, str]]) -> None:
     now = time.time() + db.ahead
     with notice(lambda: f"adding to {db.path}, {space.position} of {space.size} evaluations so far"):
         conn.executemany(ADD_EVAL, ((name, now, args) for name, args in new))
-    conn.execute(KEEP_SPACE, {"fingerprint": space.fingerprint, "size": space.size, "func": func, "now": now})
+    facts = {"fingerprint": space.fingerprint, "size": space.size, "objective": space.objective}
+    conn.execute(KEEP_SPACE, {**facts, "func": func, "now": now})
 
 
-class Claim(NamedTuple):
-    """An evaluation that a worker holds; `id` and `attempt` together are given out once."""
+COUNT_EVALS = "SELECT count(*) FROM evals"
+IS_ADDED = "SELECT 1 FROM evals WHERE id > :after AND args = :args"
 
-    id: int
-    name: str
-    args: str
-    attempt: int
+
+def add(db: Database, conn: Connection, args: str, after: int, size: int) -> bool:
+    """Add an evaluation that was suggested, unless there are `size`, or its like has come since that id."""
+    ((number,),) = conn.execute(COUNT_EVALS).fetchall()
+    if number >= size or conn.execute(IS_ADDED, {"after": after, "args": args}).fetchall():
+        return False
+    while look_up(conn, [str(number)]):  # where others have been given names, or were deleted
+        number += 1
+    conn.executemany(ADD_EVAL, [(str(number), time.time() + db.ahead, args)])
+    return True
 
 
 class Outcome(NamedTuple):
-    """How an evaluation ended: a result, as JSON, or an error; and when it was called and came back."""
+    """How an evaluation ended: a result, as JSON, or an error; and when it was called and came back.
+
+    `stopped`: at which step, if it was told to stop.
+    """
 
     claim: Claim
     result: str | None
     error: str | None
     started: float
     ended: float
+    stopped: int | None = None
 
 
 FIRST = -(2**63)  # of all ids
@@ -187,7 +203,8 @@ def _share(conn: Connection, room: int, first: int) -> int:
 # Also over what was lost (pending again, claimed by another, or failed by losses, which leaves no
 # worker), as long as there is no other result. (An OR instead of CASE takes SQLite 25 us more to plan.)
 COMPLETE = """
-    UPDATE evals SET status = 'completed', result = ?, error = NULL, worker = ?, started = ?, updated = ?
+    UPDATE evals SET status = 'completed', result = ?, error = NULL, worker = ?, started = ?, updated = ?,
+        stopped = CAST(? AS BIGINT)
     WHERE id = ? AND ? > reset AND 1 = CASE status WHEN 'completed' THEN 0
         WHEN 'failed' THEN CASE WHEN worker IS NULL THEN 1 ELSE 0 END ELSE 1 END"""
 FAIL = """
@@ -212,9 +229,11 @@ def finish(db: Database, conn: Connection, worker: int, outcomes: list[Outcome])
     """
     completed: list[tuple[Any, ...]] = []
     failed: list[tuple[Any, ...]] = []
-    for (id, _, _, attempt), result, error, started, ended in outcomes:
-        rows, end = (completed, result) if error is None else (failed, error)
-        rows.append((end, worker, started, ended, id, attempt))
+    for (id, _, _, attempt), result, error, started, ended, stopped in outcomes:
+        if error is None:
+            completed.append((result, worker, started, ended, stopped, id, attempt))
+        else:
+            failed.append((error, worker, started, ended, id, attempt))
     pairs = (COMPLETE, completed), (FAIL, failed)
     changed = [conn.executemany(statement, rows) for statement, rows in pairs if rows]
     if not db.serial:
@@ -296,7 +315,7 @@ COUNT_FINISHED = """
 # Also what is pending after a loss: the result may yet come late.
 RESET = """
     UPDATE evals SET status = 'pending', result = NULL, error = NULL, losses = 0, reset = attempt,
-        worker = NULL, started = NULL, updated = :now
+        worker = NULL, started = NULL, updated = :now, stopped = NULL
     WHERE id BETWEEN :first AND :last AND (CAST(:status AS TEXT) IS NULL OR status = :status)
         AND (status <> 'pending' OR attempt > reset)"""
 
@@ -305,6 +324,7 @@ def reset(conn: Connection, first: int, last: int, status: str | None) -> int:
     """Make evaluations pending as if they had never been tried; return how many of them were not."""
     facts = {"first": first, "last": last, "status": status, "now": time.time()}
     ((number,),) = conn.execute(COUNT_FINISHED, facts).fetchall()
+    delete(conn, facts)
     conn.execute(RESET, facts)
     return int(number)
 
@@ -313,24 +333,6 @@ LOOK = 5.0  # seconds after which a busy worker looks after the others
 QUICK = 0.001  # seconds in which no program runs
 MOMENT, SHORT_MOMENT = 0.5, 0.2  # seconds, at most, until an interrupt that a program has got comes to us too
 STILL_WAITING = 60.0  # seconds after which a waiting worker says for whom; doubled each time
-
-# The evaluations that run now in this context, the innermost last: path of the database and claim.
-_running: contextvars.ContextVar[tuple[tuple[str, Claim], ...]] = contextvars.ContextVar("speval", default=())
-# What the main thread works on, and the threads that were there when it began.
-_at_work: list[tuple[str, list[threading.Thread]]] = []
-
-
-@contextlib.contextmanager
-def _known_at_work(path: str) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    _at_work.append((path, threading.enumerate()))
-    try:
-        yield
-    finally:
-        _at_work.pop()
-
 
 IN_PROGRESS = """
     SELECT name, evals.started, host, pid FROM evals LEFT JOIN workers ON workers.id = worker
@@ -362,6 +364,8 @@ class Worker:
         max_attempts: int,
         code: str | None = None,
         watched: bool = False,
+        space: Adaptive | None = None,
+        stop: Rule | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -387,12 +391,15 @@ class Worker:
         self._row = workers.row(self.id, code, watched)
         self._first = FIRST  # for a while, where what is no longer pending takes time to pass: none is before
         self._lookout = Lookout(db, self.id, timeout, clock)
+        self._reports = Reports(db, self._row, stop, self._exchanging, clock)
+        self._space = space  # an adaptive one
+        self._history = History(db)
 
     def work(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> dict[str, int] | None:
         """Claim, evaluate and store until nothing is left; at the end, or when interrupted, leave."""
         if not wait:
             self._lookout.patience = 0.0
-        with self._signals, _known_at_work(self._db.path):
+        with self._signals, known_at_work(self._db.path):
             self._db.locks.add(self.id)
             try:
                 self._loop(func, max_failures, wait)
@@ -412,7 +419,7 @@ class Worker:
             self._signals.renew()
             room = self._pace.room if self._max_attempts > 1 else 1  # a loss costs the batch
             claimed = self._insist(functools.partial(self.exchange, room))
-            if claimed:
+            if claimed or self._claim_suggested():
                 self._lookout.pause = 0.0
             elif not (wait and self._wait()):
                 return
@@ -425,6 +432,19 @@ class Worker:
                         f" {last_line(outcome.error)}: mend the cause, then reset_evals() and start"
                         " again; or set max_failures=None"
                     )
+
+    def _claim_suggested(self) -> bool:
+        """Add and claim what an adaptive space suggests; or tell that there are enough evaluations.
+
+        No instance waits while another one thinks. So they may come to the same: the later thinks again.
+        """
+        space = self._space
+        while space is not None and len(known := self._insist(self._history.renew)) < len(space):
+            args = to_json(self._signals.let_through(space.suggest, known))
+            suggested = args, known.last, len(space)
+            if self._insist(functools.partial(self.exchange, 1, suggested=suggested)):
+                return True
+        return False
 
     def _evaluate_batch(self, func: Callable[[Any], Any]) -> Iterator[Outcome]:
         """Evaluate what is claimed, until it is old, or the watchdog has given the rest back."""
@@ -448,7 +468,8 @@ class Worker:
             ended = time.time()
             self._heed_interrupts(result, error)
             ahead = self._db.ahead
-            outcome = Outcome(claim, result, error, started + ahead, ended + ahead)
+            stopped = self._reports.stopped(claim)
+            outcome = Outcome(claim, result, error, started + ahead, ended + ahead, stopped)
             self.done.append(outcome)
             self._since = self._clock()
             number += 1
@@ -474,7 +495,7 @@ class Worker:
 
     def _evaluate(self, func: Callable[[Any], Any], claim: Claim) -> tuple[str | None, str | None]:
         """Return the result, as JSON, or the error."""
-        running = _running.set((*_running.get(), (self._db.path, claim)))
+        token = running.set((*running.get(), (self._db.path, claim, self._reports)))
         try:
             args = from_json(claim.args, "the arguments")
             head(claim.name, claim.attempt)
@@ -485,7 +506,7 @@ class Worker:
             self._stay_out_of_children(exc)
             return None, error_of(exc)
         finally:
-            _running.reset(running)
+            running.reset(token)
         self._stay_out_of_children(None)
         try:
             return to_json(result), None
@@ -511,11 +532,14 @@ class Worker:
         if os.getpid() != self._pid:
             raise SpevalError("func came back in a process that it forked: end that with os._exit()") from exc
 
-    def exchange(self, room: int, since: float | None = None) -> int:
+    def exchange(
+        self, room: int, since: float | None = None, suggested: tuple[str, int, int] | None = None
+    ) -> int:
         """Store what is done, release what is not started, and claim up to `room` evaluations, atomically.
 
-        Return how many were claimed. Also called by the watchdog, with no room, and only for as long as
-        the evaluation runs that began at `since`.
+        Return how many were claimed. If nothing else is pending, what was `suggested` is added (see `add`).
+        Also called by the watchdog, with no room, and only for as long as the evaluation runs that began
+        at `since`.
 
         After an error it may have been stored, or not: so what is not started is not evaluated, and who
         claims releases all that he holds first.
@@ -525,10 +549,11 @@ class Worker:
         with self._exchanging:
             if since not in (None, self._since):
                 return 0
-            outcomes, unstarted = self.done[:], self._unstarted()
-            with self._db.write() as conn:
+            outcomes, reports, unstarted = self.done[:], self._reports.new(), self._unstarted()
+            with self._db.write(alone=suggested is not None) as conn:
                 waiting = self._clock() - began
                 workers.check_in(self._db, conn, self._row, self._joined)
+                store(conn, reports)
                 finished = finish(self._db, conn, self.id, outcomes)
                 if room or unstarted:
                     release(conn, self.id, FIRST if room else unstarted[0].id)
@@ -536,9 +561,12 @@ class Worker:
                     self._first = FIRST
                     said = reclaim(self._db, conn, self._lookout.lost(conn), self._max_attempts)
                 rows = claim(self._db, conn, self.id, room, self._first)
+                if suggested is not None and not (rows := list(rows)) and add(self._db, conn, *suggested):
+                    rows = claim(self._db, conn, self.id, room)
             stored = finished()
             self._joined = True
             del self.done[: len(outcomes)]
+            self._reports.forget(reports)
             claims = list(map(Claim._make, rows))
             self.todo.extend(claims)
             if room:
@@ -571,7 +599,7 @@ class Worker:
             return self._leave()
         except SpevalError as exc:
             log.error("%s", exc)
-            for claim, result, error, _, _ in self.done:
+            for claim, result, error, *_ in self.done:
                 kept = cut(result or error or "", MAX_ERROR)
                 log.error("not stored: evaluation %s: %s", visible(claim.name), kept)
             return None
@@ -583,6 +611,7 @@ class Worker:
                     return count(self._db, conn)
         with self._db.write() as conn:
             workers.check_in(self._db, conn, self._row, self._joined)
+            store(conn, self._reports.new())
             finished = finish(self._db, conn, self.id, self.done)
             said = self._give_up_claims(conn)
             workers.mark_ended(conn, self.id)
@@ -660,7 +689,7 @@ class Worker:
         told = log.isEnabledFor(logging.INFO)
         for line in reclaimed:
             log.warning("%s", line)
-        for (claim, _, error, started, ended), accepted in zip(outcomes, stored):
+        for (claim, _, error, started, ended, _), accepted in zip(outcomes, stored):
             if not accepted:
                 log.warning(
                     "dropped what came late for evaluation %s, attempt %s: it was given to another, or reset",
@@ -676,7 +705,7 @@ class Worker:
 
 def speval(
     func: Callable[[Any], Any],
-    eval_space: Mapping[Any, Any] | Iterable[Any],
+    eval_space: Mapping[Any, Any] | Iterable[Any] | Adaptive,
     evals_fname: Name,
     timeout: float | None = None,
     *,
@@ -685,6 +714,7 @@ def speval(
     max_failures: int | None = 10,
     wait: bool = True,
     progress: bool = False,
+    stop: Rule | None = None,
 ) -> dict[str, int]:
     """Evaluate `func` for each of the arguments in `eval_space`, together with all other instances.
 
@@ -699,10 +729,12 @@ def speval(
         Called with the arguments of one evaluation, as they are after a way through JSON (a tuple is
         a list then). What it returns is stored as JSON; what has one obvious form there is converted.
         An exception that it raises is stored as the evaluation's error.
-    eval_space : iterable or dict
+    eval_space : iterable, dict, or adaptive space
         Arguments of each evaluation, anything that JSON has. The evaluations are called "0", "1", ...
         or by the keys of a dict. It may be longer than what is stored, or have new names: these are
-        added. It is read once, before anything else, and not kept in memory.
+        added. It is read once, before anything else, and not kept in memory. An adaptive space has
+        ``len(space)``, the number of evaluations in all, and ``space.suggest(history)``: the arguments of
+        the next, by a sequence of those that there are, as from `load_evals`. See `speval.search`.
     evals_fname : str or path-like
         File name of the sqlite3 database; missing directories are made. Or a table of a PostgreSQL server,
         ``postgresql://user@host/dbname?table=name``, also where another function takes such a name.
@@ -727,6 +759,8 @@ def speval(
     progress : bool
         Show on stderr how far all instances together are: in one line, rewritten in place, on a terminal;
         now and then elsewhere.
+    stop : rule, optional
+        By which `report` tells `func` to stop, ``median()`` or ``halving()`` of `speval.search`, say.
 
     Returns
     -------
@@ -764,21 +798,22 @@ def speval(
     >>> [e["result"] for e in load_evals(fname)]
     [1, 4, 9]
     """
-    _check(func, eval_space, timeout, n_jobs, max_attempts, max_failures)
+    _check(func, eval_space, timeout, n_jobs, max_attempts, max_failures, stop)
     db = database(evals_fname)
-    if not _running.get():
+    if not running.get():
         announce(db.name)
-    if db.path in _waiting_for_this():
+    if db.path in waiting_for_this():
         raise SpevalError(f"speval() inside func on {db.path} too would wait for itself: use another file")
     code = code_of(func)
     with Space(eval_space) as space:
         rest = populate(db, space, name_of(func), code)
     counts = None if rest else count_evals(db)
-    work = functools.partial(
-        _work, db if n_jobs == 1 else db.name, func, code, timeout, max_attempts, max_failures, wait
-    )
+    adaptive = eval_space if isinstance(eval_space, Adaptive) else None
+    settings = {"timeout": timeout, "max_attempts": max_attempts, "space": adaptive, "stop": stop}
+    work = functools.partial(_work, db if n_jobs == 1 else db.name, func, code, max_failures, wait, settings)
     told = n_jobs != 1 and not is_launched()
-    with _summed_up(db) if told else contextlib.nullcontext(), _shown(db, progress and rest) as line:
+    nothing = contextlib.nullcontext()
+    with _summed_up(db) if told else nothing, _line(db) if progress and rest else nothing as line:
         # Again, if somebody else extended the space at the very end; unless the database contradicts itself.
         while counts is None or (wait and unfinished(counts) and unfinished(counts := count_evals(db))):
             if n_jobs == 1:
@@ -794,29 +829,19 @@ def speval(
     return counts
 
 
-def _waiting_for_this() -> set[str]:
-    """Return the paths of the databases on which an evaluation waits for what this thread does.
-
-    `func` runs in this thread, or has started it: it is younger than the work of the main thread.
-    """
-    thread = threading.current_thread()
-    return {path for path, _ in _running.get()} | {path for path, older in _at_work if thread not in older}
-
-
 def _work(
     name: Name,
     func: Callable[[Any], Any],
     code: str | None,
-    timeout: float | None,
-    max_attempts: int,
     max_failures: int | None,
     wait: bool,
+    settings: dict[str, Any],
     count: Any = None,
 ) -> dict[str, int] | None:
     """Work on the database; in a process that another one watches, `count` tells that what it has to know."""
     db = database(name)
     watched = count is not None or is_launched()  # by who tells how it died
-    worker = Worker(db, timeout, max_attempts, code, watched)
+    worker = Worker(db, code=code, watched=watched, **settings)
     if count is None:
         return worker.work(func, max_failures, wait)
     pid = os.getpid()
@@ -847,20 +872,11 @@ def _in_processes(
         jobs.run(work, cpus() if n_jobs == -1 else n_jobs, timeout, signals.let_through, line, tell)
 
 
-@contextlib.contextmanager
-def _shown(db: Database, progress: bool) -> Iterator[Progress | None]:
-    """Yield a line that shows how far the sweep is, of all instances; None if nothing is to be shown."""
-    if not progress:
-        yield None
-        return
+def _line(db: Database) -> Progress:
+    """Return the line that shows how far the sweep is, of all instances."""
     from .view.progress import Progress
 
-    line = Progress(lambda name: how_far(db), lambda: [db.path])
-    try:
-        line.show()  # before anything is done: the rate is that of what comes after
-        yield line
-    finally:
-        line.close()
+    return Progress(lambda name: how_far(db), lambda: [db.path])
 
 
 @contextlib.contextmanager
@@ -870,7 +886,7 @@ def _summed_up(db: Database) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         with contextlib.suppress(SpevalError, OSError):
-            counts = count_evals(db)
+            counts, _ = how_far(db)
             done, total = sum(counts.values()) - unfinished(counts), sum(counts.values())
             how = command(shown) or "call it again"
             log.warning("interrupted: nothing is lost, %d of %d are done; to go on: %s", done, total, how)
@@ -895,13 +911,17 @@ def _check(
     n_jobs: object,
     max_attempts: object,
     max_failures: object,
+    stop: object,
 ) -> None:
     if not callable(func):
         raise TypeError(f"func has to be callable, {func!r} is not")
-    if isinstance(eval_space, (str, bytes)) or not isinstance(eval_space, Iterable):
+    if isinstance(eval_space, (str, bytes)) or not isinstance(eval_space, (Iterable, Adaptive)):
         raise TypeError(
-            f"eval_space has to be a list, an iterable or a dict, not {type(eval_space).__name__}"
+            "eval_space has to be a list, an iterable, a dict or an adaptive space, not"
+            f" {type(eval_space).__name__}"
         )
+    if stop is not None and not (hasattr(stop, "decides_at") and hasattr(stop, "stops")):
+        raise TypeError(f"stop has to be a rule, median() or halving() of speval.search, not {stop!r}")
     if timeout is not None:
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
             raise TypeError(f"timeout has to be a number of seconds or None, not {timeout!r}")
@@ -916,27 +936,6 @@ def _check(
         if number < 1:
             also = ", or -1 for one per CPU" if name == "n_jobs" else ""
             raise ValueError(f"{name} has to be at least 1{also}; {number} is not")
-
-
-def current_eval() -> dict[str, Any] | None:
-    """Return the evaluation that runs now, inside `func`; None elsewhere.
-
-    Returns
-    -------
-    dict or None
-        ``"name"`` (str), ``"attempt"`` (int, > 0, grows with each claim of this evaluation) and
-        ``"args"``: to name a directory for checkpoints, say.
-
-    Examples
-    --------
-    >>> current_eval() is None
-    True
-    """
-    running = _running.get()
-    if not running:
-        return None
-    claim = running[-1][1]
-    return {"name": claim.name, "attempt": claim.attempt, "args": from_json(claim.args, "the arguments")}
 
 
 def reset_evals(
@@ -986,6 +985,7 @@ def reset_evals(
         pass
     with Signals(), db.write(alone=True) as conn:
         db.prepare(conn)
+        note_reset(conn)
         return sum(reset(conn, first, last, status) for first, last in _ids(db, conn, names))
 
 

@@ -13,7 +13,7 @@ from .database import Connection, Database
 from .errors import REPLACED, SpevalError
 from .process.machine import host
 from .process.signals import Signals
-from .reading import count, left
+from .reading import count_all, left
 
 __all__ = [
     "DIED",
@@ -150,10 +150,13 @@ def live(conn: Connection) -> list[tuple[int, Any, Any, Any, Any]]:
 
 
 def how_far(db: Database) -> tuple[dict[str, int], int]:
-    """Return the number of evaluations by status, and of workers that live; do not wait to know it."""
+    """Return the number of evaluations by status, and of workers that live; do not wait to know it.
+
+    What an adaptive space has yet to suggest is pending.
+    """
     with Signals(), db.glance() as conn:
         workers = [worker for worker, *_ in live(conn)]
-        return count(db, conn), len(workers) - len(db.locks.dead(conn, workers, surely=False))
+        return count_all(db, conn), len(workers) - len(db.locks.dead(conn, workers, surely=False))
 
 
 class Lookout:

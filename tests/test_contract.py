@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
 import pathlib
 import re
@@ -22,11 +23,14 @@ from speval import (
     current_eval,
     iter_evals,
     load_evals,
+    report,
+    reports,
     reset_evals,
     speval,
 )
 from speval.database import Database, database
 from speval.errors import NotWritable
+from speval.history import History
 from speval.workers import how_far
 
 job = importlib.import_module("speval.speval")
@@ -493,6 +497,237 @@ class TestReading:
         workers.die(dead)
         counts, alive = how_far(db)
         assert (counts["in_progress"], alive) == (2, 1)
+
+
+class Counting:
+    """An adaptive space that suggests how many there are."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.seen: list[list[tuple[str, Any]]] = []
+
+    def __len__(self) -> int:
+        return self.size
+
+    def suggest(self, history: Any) -> int:
+        self.seen.append([(e["status"], e["result"]) for e in history])
+        return len(history)
+
+
+class TestSuggestions:
+    def test_each_is_made_from_the_results_of_those_before(self, db: Database) -> None:
+        space = Counting(4)
+        counts = speval(lambda x: -x, space, db)
+        assert counts == count_evals(db) == {"pending": 0, "in_progress": 0, "completed": 4, "failed": 0}
+        assert [(row["name"], row["args"]) for row in load_evals(db)] == [(str(n), n) for n in range(4)]
+        assert space.seen == [[("completed", -x) for x in range(number)] for number in range(4)]
+
+    def test_a_search_is_extended_and_goes_on(self, db: Database) -> None:
+        calls: list[int] = []
+        for size in (2, 5, 3, 5):
+            speval(calls.append, Counting(size), db)
+        assert calls == list(range(5))
+
+    def test_several_at_once_make_no_more_and_no_two_alike(self, db: Database) -> None:
+        calls: list[int] = []
+
+        def work() -> None:
+            speval(calls.append, Counting(60), db)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert sorted(calls) == list(range(60))
+        assert count_evals(db)["completed"] == 60
+
+    def test_what_is_pending_comes_first(self, db: Database) -> None:
+        speval(abs, {"a": 10, "b": 11}, db)
+        reset_evals(db, "completed", ["a"])
+        calls: list[int] = []
+        speval(calls.append, Counting(3), db)
+        assert calls == [10, 2]
+        assert [row["name"] for row in load_evals(db)] == ["a", "b", "2"]
+
+    def test_a_name_that_is_taken_is_not_given_again(self, db: Database) -> None:
+        speval(abs, {"1": 10}, db)
+        speval(abs, Counting(2), db)
+        assert [row["name"] for row in load_evals(db)] == ["1", "2"]
+
+    def test_one_that_was_lost_is_evaluated_again_and_no_other_made(
+        self, db: Database, workers: Workers
+    ) -> None:
+        fill(db, Counting(2))
+        dead = workers.join()
+        assert dead.exchange(1, suggested=("7", -(2**63), 2)) == 1
+        workers.die(dead)
+        assert speval(abs, Counting(2), db)["completed"] == 2
+        assert [(row["args"], row["losses"]) for row in load_evals(db)] == [(7, 1), (1, 0)]
+
+    def test_one_that_came_meanwhile_is_not_added_again_nor_one_too_many(
+        self, db: Database, workers: Workers
+    ) -> None:
+        fill(db, Counting(2))
+        first, second = workers.join(), workers.join()
+        nothing = -(2**63)
+        assert first.exchange(1, suggested=("7", nothing, 2)) == 1
+        assert second.exchange(1, suggested=("7", nothing, 2)) == 0
+        assert second.exchange(1, suggested=("8", nothing, 2)) == 1
+        assert workers.join().exchange(1, suggested=("9", nothing, 2)) == 0
+        assert [row["args"] for row in load_evals(db)] == [7, 8]
+
+    @pytest.mark.parametrize("suggested", [ZeroDivisionError, object()])
+    def test_what_goes_wrong_in_suggest_ends_the_instance_and_loses_nothing(
+        self, db: Database, suggested: Any
+    ) -> None:
+        class Broken(Counting):
+            def suggest(self, history: Any) -> Any:
+                if len(history) == 2:
+                    return suggested() if isinstance(suggested, type) else suggested
+                return len(history)
+
+        with pytest.raises((ZeroDivisionError, TypeError)):
+            speval(abs, Broken(5), db)
+        assert count_evals(db) == {"pending": 0, "in_progress": 0, "completed": 2, "failed": 0}
+        assert speval(abs, Counting(5), db)["completed"] == 5
+
+    def test_the_history_is_what_is_stored_and_a_dict_of_it_stays_until_that_changes(
+        self, db: Database, workers: Workers
+    ) -> None:
+        fill(db, range(4))
+        history = History(db)
+        assert list(history.renew()) == load_evals(db)
+        worker = workers.join()
+        (held,) = claim(worker)
+        assert list(history.renew()) == load_evals(db)
+        end(worker, held, result="1")
+        known = list(history.renew())
+        assert known == load_evals(db)
+        (held,) = claim(worker)
+        fill(db, range(6))
+        assert list(history.renew()) == load_evals(db)
+        assert [new is old for new, old in zip(history, known)] == [True, False, True, True]
+
+    def test_the_history_knows_of_resets_losses_and_what_was_deleted_by_hand(
+        self, db: Database, workers: Workers
+    ) -> None:
+        speval(abs, range(4), db)
+        history = History(db).renew()
+        reset_evals(db, None, ["2"])
+        speval(lambda x: "again", range(4), db)
+        assert history.renew()[2]["result"] == "again"
+        fill(db, range(5))
+        late = workers.join(max_attempts=1)
+        (lost,) = claim(late)
+        db.locks.discard(late.id)
+        workers.join(max_attempts=1).exchange(0)
+        assert history.renew()[4]["status"] == "failed"
+        db.locks.add(late.id)
+        end(late, lost, result="1")
+        assert history.renew()[4]["result"] == 1
+        with db.write() as conn:
+            conn.execute("DELETE FROM evals WHERE id = 2")
+        assert list(history.renew()) == load_evals(db)
+
+    def test_a_long_history_is_read_in_parts(self, db: Database) -> None:
+        speval(abs, range(2500), db)
+        assert list(History(db).renew()) == load_evals(db)
+
+
+class Rule:
+    """Stops at a step what is larger than all others there; remembers what it was asked."""
+
+    maximize = False
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.asked: list[tuple[float, float, list[float]]] = []
+
+    def decides_at(self, step: int, before: int) -> bool:
+        return before < self.step <= step
+
+    def stops(self, last: float, best: float, others: Any) -> bool:
+        self.asked.append((last, best, sorted(others)))
+        return len(others) > 0 and last > max(others)
+
+
+class TestReports:
+    @pytest.fixture(autouse=True)
+    def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(reports, "SHARE", math.inf)  # what a transaction may take
+
+    def test_they_are_stored_by_step(self, db: Database) -> None:
+        def func(x: int) -> int:
+            told = [report(x), report(x + 0.5), report(-1.0, step=7), report(2, step=7), report(math.inf)]
+            assert told == [False] * 5
+            return x
+
+        assert speval(func, range(3), db)["completed"] == 3
+        rows = load_evals(db, reports=True)
+        assert [row["reports"] for row in rows] == [
+            {0: x, 1: x + 0.5, 7: 2, 8: math.inf} for x in (0.0, 1.0, 2.0)
+        ]
+        assert "reports" not in load_evals(db)[0]
+        assert [row["stopped"] for row in rows] == [None] * 3
+
+    def test_one_that_is_not_a_number_is_kept(self, db: Database) -> None:
+        speval(lambda x: report(math.nan, 3), [0], db)
+        (row,) = load_evals(db, reports=True)
+        assert list(row["reports"]) == [3]
+        assert math.isnan(row["reports"][3])
+
+    def test_what_is_not_promising_is_told_to_stop(self, db: Database) -> None:
+        rule = Rule(2)
+
+        def func(x: int) -> int:
+            while not report(x + 10):
+                if report(x) or report(x + 5):
+                    break
+                return 0
+            return 1
+
+        assert speval(func, [3, 2, 4], db, stop=rule)["completed"] == 3
+        rows = load_evals(db)
+        assert [(row["result"], row["stopped"]) for row in rows] == [(0, None), (0, None), (1, 2)]
+        assert rule.asked == [(8, 3, []), (7, 2, [8]), (9, 4, [7, 8])]
+
+    def test_who_goes_on_is_told_again_and_what_was_reset_is_not_known_as_stopped(self, db: Database) -> None:
+        rule = Rule(1)
+
+        def func(x: int) -> list[bool]:
+            return [report(x) for _ in range(4)]
+
+        speval(func, [1, 2], db, stop=rule)
+        rows = load_evals(db)
+        assert (rows[1]["result"], rows[1]["stopped"]) == ([False, True, True, True], 3)
+        reset_evals(db, None)
+        assert [(row["stopped"], row["reports"]) for row in load_evals(db, reports=True)] == [(None, {})] * 2
+
+    def test_a_reset_leaves_the_reports_of_others(self, db: Database) -> None:
+        speval(report, range(3), db)
+        reset_evals(db, None, ["1"])
+        assert [row["reports"] for row in load_evals(db, reports=True)] == [{0: 0}, {}, {0: 2}]
+
+    def test_nothing_reported_before_a_reset_is_stored_after_it(self, db: Database) -> None:
+        def func(x: int) -> None:
+            if current_eval()["attempt"] == 1:  # type: ignore[index]
+                reset_evals(db, "in_progress")
+                report(1)
+            else:
+                report(2, step=5)
+
+        speval(func, [0], db)
+        assert [row["reports"] for row in load_evals(db, reports=True)] == [{5: 2}]
+
+    def test_outside_of_an_evaluation_nothing_is_done(self) -> None:
+        assert report(1.0) is False
+        assert report(1.0, step=3) is False
+
+    @pytest.mark.parametrize("wrong", [("much",), (None,), (1.0, 0.5), (1.0, -1), (1.0, 2**63)])
+    def test_what_is_no_report_is_an_error(self, wrong: Any) -> None:
+        with pytest.raises((TypeError, ValueError)):
+            report(*wrong)
 
 
 def test_several_at_once_evaluate_each_once(db: Database) -> None:

@@ -138,6 +138,12 @@ class Sweep(RuleBasedStateMachine):
         actor = self.pick(who)
         self.exchange(actor, self.outcomes(actor, ends, actor.claims), room, steps, unstarted)
 
+    @rule(who=picks, ends=ends, steps=steps, size=st.integers(0, MAX_EVALS))
+    def suggest(self, who: int, ends: list[str | None], steps: int, size: int) -> None:
+        """Claim what is pending, or what an adaptive space of that size suggests."""
+        actor = self.pick(who)
+        self.exchange(actor, self.outcomes(actor, ends, actor.claims), 1, steps, size=size)
+
     @precondition(lambda self: any(map(self.lost_by, self.living())))
     @rule(who=picks, ends=ends, room=rooms)
     def come_late(self, who: int, ends: list[str | None], room: int) -> None:
@@ -220,7 +226,9 @@ class Sweep(RuleBasedStateMachine):
         late = [(a, c) for a in self.living() for c in self.lost_by(a)]
         return [(held[claim.id], (actor, claim)) for actor, claim in late if claim.id in held]
 
-    def exchange(self, actor: Actor, outcomes: list[Any], room: int, steps: int, unstarted: int = 0) -> None:
+    def exchange(
+        self, actor: Actor, outcomes: list[Any], room: int, steps: int, unstarted: int = 0, size: int = 0
+    ) -> None:
         self.now += steps * core.LOOK
         for outcome in outcomes:
             self.expect_end(actor, outcome)
@@ -232,10 +240,15 @@ class Sweep(RuleBasedStateMachine):
             self.expect_look(actor)
         actor.joined, actor.ended = True, False
         expected = self.expect_claims(actor, self.share(room, actor.first))
+        suggested = (str(len(self.evals)), core.FIRST, size) if size else None
+        if not expected and len(self.evals) < size:
+            actor.first = 0
+            self.evals.append(Eval())
+            expected = self.expect_claims(actor, 1)
         if room:
             actor.first = int(expected[0][0]) if expected and not self.db.serial else 0
         actor.worker.done = outcomes
-        actor.worker.exchange(room)
+        actor.worker.exchange(room, suggested=suggested)
         assert actor.worker.done == []
         claims = list(actor.worker.todo)
         assert [(claim.name, claim.args, claim.attempt) for claim in claims] == expected
@@ -353,7 +366,7 @@ class SweepOnServer(Sweep):
 
     def clean_up(self) -> None:
         with self.db.write() as conn:
-            for name in "evals", "names", "workers", "spaces":
+            for name in "evals", "names", "workers", "spaces", "reports":
                 conn.execute(f"DROP TABLE {name}")
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import Sandbox
 
-from speval import count_evals, load_evals, reset_evals, speval
+from speval import count_evals, load_evals, report, reset_evals, speval
 from speval.view import survey
 
 # Two results, a claim that was left behind, and what is still to do.
@@ -29,12 +29,31 @@ try:
 except KeyboardInterrupt:
     pass
 """
-OF_0_2_0 = """
+WITHOUT_REPORTS = """
+    ALTER TABLE evals RENAME TO new;
+    CREATE TABLE evals (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, status TEXT NOT NULL,
+        updated REAL NOT NULL, result TEXT, args TEXT NOT NULL, error TEXT,
+        attempt INTEGER NOT NULL DEFAULT 0, losses INTEGER NOT NULL DEFAULT 0,
+        reset INTEGER NOT NULL DEFAULT 0, worker INTEGER, started REAL);
+    INSERT INTO evals SELECT id, name, status, updated, result, args, error, attempt, losses, reset, worker,
+        started FROM new;
+    DROP TABLE new;
+    CREATE INDEX evals_pending ON evals (id) WHERE status = 'pending';
+    CREATE INDEX evals_in_progress ON evals (worker) WHERE status = 'in_progress';
+    CREATE INDEX evals_failed ON evals (id) WHERE status = 'failed';
+    CREATE INDEX evals_by_hand ON evals (id) WHERE attempt = 0 AND status <> 'pending';
+    ALTER TABLE spaces RENAME TO new;
+    CREATE TABLE spaces (fingerprint TEXT NOT NULL, size INTEGER NOT NULL, func TEXT NOT NULL,
+        added REAL NOT NULL);
+    INSERT INTO spaces SELECT fingerprint, size, func, added FROM new;
+    DROP TABLE new;
+    DROP TABLE reports;"""
+WITHOUT_FATE = """
     ALTER TABLE workers RENAME TO new;
     CREATE TABLE workers (id INTEGER PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL,
         started REAL NOT NULL, ended REAL);
     INSERT INTO workers SELECT id, host, pid, started, ended FROM new;
-    DROP TABLE new"""
+    DROP TABLE new;"""
 SPACE = [{"x": x, "y": 0.5} for x in range(4)]
 
 
@@ -92,15 +111,17 @@ def test_an_old_database_of_another_program_is_refused(tmp_path: pathlib.Path) -
         speval(abs, [1], tmp_path / "other.db")
 
 
-def test_a_database_of_0_2_0_is_read_as_it_is_and_gone_on_with(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("older", [WITHOUT_REPORTS, WITHOUT_REPORTS + WITHOUT_FATE])
+def test_a_database_of_0_2_0_is_read_as_it_is_and_gone_on_with(tmp_path: pathlib.Path, older: str) -> None:
     path = tmp_path / "evals.db"
     speval(abs, [-1, -2], path)
     with contextlib.closing(sqlite3.connect(path)) as conn:
-        conn.executescript(OF_0_2_0)
+        conn.executescript(older)
     before = path.read_bytes()
-    assert [row["result"] for row in load_evals(path)] == [1, 2]
+    assert [(row["result"], row["reports"]) for row in load_evals(path, reports=True)] == [(1, {}), (2, {})]
     assert len(survey.survey(path).workers) == 0
     assert path.read_bytes() == before
     assert speval(abs, [-1, -2], path)["completed"] == 2
-    assert speval(abs, [-1, -2, -3], path)["completed"] == 3
+    assert speval(lambda x: report(0.5) or x, [-1, -2, -3], path)["completed"] == 3
+    assert load_evals(path, reports=True)[2]["reports"] == {0: 0.5}
     assert reset_evals(path, None) == 3

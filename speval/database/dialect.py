@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["for_many", "kind_of", "literal", "parameter", "quoted", "translated"]
 
 NOW = "(SELECT extract(epoch FROM clock_timestamp())::float8)"  # once for all rows
-TABLES = re.compile(r"\b(FROM|JOIN|UPDATE|INTO|TABLE|ON)\s+(evals|names|workers|spaces)\b(?!\.)")
+TABLES = re.compile(r"\b(FROM|JOIN|UPDATE|INTO|TABLE|ON)\s+(evals|names|workers|spaces|reports)\b(?!\.)")
 PARAMETERS = re.compile(r"(?<!:):(\w+)|\?")
 TYPES = {bool: 16, int: 20, float: 701}  # by their numbers in pg_type
 THEIRS = re.compile(r"/\*(.*?)\*/", re.DOTALL)

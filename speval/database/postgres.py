@@ -43,13 +43,18 @@ CREATE = (
         losses INTEGER NOT NULL DEFAULT 0,
         reset INTEGER NOT NULL DEFAULT 0,
         worker BIGINT,
-        started FLOAT8)""",
+        started FLOAT8,
+        stopped BIGINT)""",
     'CREATE TABLE names (id BIGINT NOT NULL, name TEXT COLLATE "C" PRIMARY KEY)',
     """CREATE TABLE workers (
         id BIGINT PRIMARY KEY, host TEXT NOT NULL, pid BIGINT NOT NULL,
         started FLOAT8 NOT NULL, ended FLOAT8, code TEXT, fate TEXT)""",
     """CREATE TABLE spaces (
-        fingerprint TEXT NOT NULL, size BIGINT NOT NULL, func TEXT NOT NULL, added FLOAT8 NOT NULL)""",
+        fingerprint TEXT NOT NULL, size BIGINT NOT NULL, func TEXT NOT NULL, added FLOAT8 NOT NULL,
+        objective TEXT)""",
+    """CREATE TABLE reports (
+        id BIGINT NOT NULL, step BIGINT NOT NULL, value FLOAT8, PRIMARY KEY (id, step))""",
+    "CREATE INDEX ON reports (step, value)",
     "CREATE INDEX ON evals (id) WHERE status = 'pending'",
     "CREATE INDEX ON evals (worker) WHERE status = 'in_progress'",
     "CREATE INDEX ON evals (id) WHERE status = 'failed'",

@@ -245,6 +245,13 @@ class Progress:
 
     _is_terminal = False
 
+    def __enter__(self) -> Progress:
+        self.show()  # before anything is done: the rate is that of what comes after
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
     def show(self) -> float:
         """Look, and write the line, if it is time; return the seconds until it is again."""
         now = self._clock()

@@ -26,8 +26,7 @@ from ..process.signals import Signals
 from ..reading import (
     CHUNK_SIZE,
     check_order,
-    count_evals,
-    count_surely,
+    count_all,
     first_fresh,
     iter_evals,
 )
@@ -153,7 +152,7 @@ def survey(evals_fname: Name, room: int = 10) -> Survey:
     """
     db = existing(evals_fname)
     with Signals(), db.read() as conn:
-        counts = count_surely(db, conn)
+        counts = count_all(db, conn)
         rows = live(conn)
         dead = db.locks.dead(conn, [id for id, *_ in rows], surely=False)
         workers = [
@@ -268,7 +267,9 @@ def failures(evals_fname: Name, most: int = 1000) -> list[Failure]:
 def is_completed(name: str) -> bool:
     """Tell whether every evaluation is completed; also if it is gone, and not needed any more."""
     try:
-        counts = count_evals(name)
+        db = existing(name)
+        with Signals(), db.read() as conn:
+            counts = count_all(db, conn)
     except FileNotFoundError:
         return True
     except (OSError, SpevalError):

@@ -1,0 +1,112 @@
+"""What runs now: the evaluations of a context, and on which databases this process works."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import operator
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
+
+from .reports import Reports
+from .values import from_json
+
+__all__ = ["Claim", "current_eval", "known_at_work", "report", "running", "waiting_for_this"]
+
+
+class Claim(NamedTuple):
+    """An evaluation that a worker holds; `id` and `attempt` together are given out once."""
+
+    id: int
+    name: str
+    args: str
+    attempt: int
+
+
+# The evaluations that run now in this context, the innermost last: path of the database, claim, its reports.
+running: contextvars.ContextVar[tuple[tuple[str, Claim, Reports], ...]]
+running = contextvars.ContextVar("speval", default=())
+# What the main thread works on, and the threads that were there when it began.
+_at_work: list[tuple[str, list[threading.Thread]]] = []
+
+
+@contextlib.contextmanager
+def known_at_work(path: str) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _at_work.append((path, threading.enumerate()))
+    try:
+        yield
+    finally:
+        _at_work.pop()
+
+
+def waiting_for_this() -> set[str]:
+    """Return the paths of the databases on which an evaluation waits for what this thread does.
+
+    `func` runs in this thread, or has started it: it is younger than the work of the main thread.
+    """
+    thread = threading.current_thread()
+    return {path for path, *_ in running.get()} | {path for path, older in _at_work if thread not in older}
+
+
+def current_eval() -> dict[str, Any] | None:
+    """Return the evaluation that runs now, inside `func`; None elsewhere.
+
+    Returns
+    -------
+    dict or None
+        ``"name"`` (str), ``"attempt"`` (int, > 0, grows with each claim of this evaluation) and
+        ``"args"``: to name a directory for checkpoints, say.
+
+    Examples
+    --------
+    >>> current_eval() is None
+    True
+    """
+    if not running.get():
+        return None
+    _, claim, _ = running.get()[-1]
+    return {"name": claim.name, "attempt": claim.attempt, "args": from_json(claim.args, "the arguments")}
+
+
+def report(value: SupportsFloat, step: SupportsIndex | None = None) -> bool:
+    """Report, inside `func`, how good the evaluation is so far; tell whether it should stop.
+
+    Reports are stored, some at once, together with those of the others; `load_evals` returns them. Outside
+    of an evaluation, and in processes and threads that `func` has started, nothing is done.
+
+    Parameters
+    ----------
+    value : float
+        What is to become small, or large, as the result will be; NaN is worst.
+    step : int, optional
+        At which step that was, an epoch say, >= 0. What is reported again for a step replaces what was. By
+        default the one after the last.
+
+    Returns
+    -------
+    bool
+        True if `speval` was given a rule `stop`, and the evaluation is not promising by that: then `func`
+        should return what it has. It is completed then, with the step as ``"stopped"``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `value` is no number, or `step` no whole number from 0 on.
+
+    Examples
+    --------
+    >>> report(0.5, step=3)
+    False
+    """
+    number = float(value)
+    at = None if step is None else operator.index(step)
+    if at is not None and not 0 <= at < 2**63:
+        raise ValueError(f"a step is a whole number from 0 on, not {at}")
+    if not running.get():
+        return False
+    _, claim, reports = running.get()[-1]
+    return reports.add(claim, number, at)
