@@ -232,7 +232,8 @@ def _status(args: argparse.Namespace) -> int:
         seen = survey.survey(args.db)
         finished = seen.total - seen.left
         rate = recent.learn(time.monotonic(), finished) or survey.rate(args.db, seen)
-        best = None if args.best is None else survey.best(args.db, args.best, args.max)
+        key = args.best
+        best = survey.best_so_far(args.db) if key is None else survey.best(args.db, key, args.max)
         text = "\n".join(_describe(shown(args.db), seen, rate, best, survey.failures(args.db, 100)))
         if args.watch and sys.stdout.isatty():
             text = f"\x1b[H\x1b[2J{text}"
@@ -265,11 +266,7 @@ def _describe(db: str, seen: Any, rate: float | None, best: Any, failures: list[
         yield _painted(f"{number:>10} {status}", status if number else "")
     if rate:
         yield f"rate {speed(rate)}" + (f", {duration(seen.left / rate)} left" if seen.left else "")
-    if best:
-        column, row = best
-        keys = ["name", column, *(key for key in row if key.startswith("args") and key != column)]
-        yield "best:"
-        yield from table(keys, [[row[key] for key in keys]])
+    yield from _best(best)
     if seen.running:
         workers = {worker.id: worker for worker in seen.workers}
         rows = [
@@ -286,6 +283,14 @@ def _describe(db: str, seen: Any, rate: float | None, best: Any, failures: list[
     if failures:
         yield "failures:"
         yield from _grouped(failures[:10])
+
+
+def _best(best: tuple[str, dict[str, Any]] | None) -> Iterator[str]:
+    if best:
+        column, row = best
+        keys = ["name", column, *(key for key in row if key.startswith("args") and key != column)]
+        yield "best:"
+        yield from table(keys, [[row[key] for key in keys]])
 
 
 def _place(worker: Any) -> list[Any]:
@@ -313,7 +318,7 @@ def _grouped(failures: list[Any]) -> Iterator[str]:
 
 def _results(args: argparse.Namespace) -> int:
     """Print the evaluations. One column for each argument and each key of a dict result, then duration
-    (seconds); in CSV, or if named: attempt, losses, started, updated, host, process and error, too."""
+    (seconds). In CSV, or if named: attempt, losses, stopped, started, updated, host, process and error."""
     from .view import survey
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -334,6 +339,9 @@ def _results(args: argparse.Namespace) -> int:
     elif args.format == "table":
         keys = [key for key in keys if key not in survey.MORE]
     {"table": _print_table, "csv": _print_csv, "jsonl": _print_jsonl}[args.format](keys, some, args)
+    if args.format == "table":
+        for line in _best(survey.best_so_far(args.db)):
+            print(line)
     return 0
 
 

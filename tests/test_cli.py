@@ -167,7 +167,7 @@ class TestErrorsOfUse:
             check=True,
         )
         assert done.stdout.split() == [
-            "name,status,args,result,duration,attempt,losses,started,updated,host,process,error"
+            "name,status,args,result,duration,attempt,losses,stopped,started,updated,host,process,error"
         ]
 
     @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ class TestErrorsOfUse:
 class TestResults:
     def test_csv_has_a_column_for_each_argument_and_each_key_of_a_result(self, evaluated: Sandbox) -> None:
         rows = list(csv.DictReader(io.StringIO(command(evaluated, "results", "evals.db", "--format", "csv"))))
-        keys = "name status args.x args.deep result.loss result.note duration attempt losses started updated"
-        assert list(rows[0]) == [*keys.split(), "host", "process", "error"]
+        keys = "name status args.x args.deep result.loss result.note duration attempt losses stopped"
+        assert list(rows[0]) == [*keys.split(), "started", "updated", "host", "process", "error"]
         assert [row["args.x"] for row in rows] == [str(x) for x in range(10)]
         assert [row["result.loss"] for row in rows] == [
             "" if x in BAD else str((x - 5) ** 2) for x in range(10)
@@ -305,8 +305,8 @@ class TestResults:
         conn.commit()
         conn.close()
         assert command(sandbox, "results", "evals.db", "--format", "csv").splitlines() == [
-            "name,status,args.0,args.1,result,duration,attempt,losses,started,updated,host,process,error",
-            "a,completed,1,2,7,,0,0,,1.0,,,",
+            "name,status,args.0,args.1,result,duration,attempt,losses,stopped,started,updated,host,process,error",
+            "a,completed,1,2,7,,0,0,,,1.0,,,",
         ]
         assert "1 completed" in command(sandbox, "status", "evals.db")
 
@@ -514,6 +514,34 @@ sys.exit(cli.main(["status", "evals.db", "--watch"]))
         assert "no column 'lost', but name" in command(
             evaluated, "status", "evals.db", "--best", "lost", code=2
         )
+
+    def test_what_a_search_is_after_is_shown_and_what_it_has_yet_to_suggest_is_pending(
+        self, sandbox: Sandbox
+    ) -> None:
+        script = """
+class Space:
+    key, maximize = "loss", sys.argv[1] == "max"
+
+    def __len__(self):
+        return 5
+
+    def suggest(self, history):
+        if len(history) == 4:
+            raise KeyboardInterrupt
+        return {"x": len(history)}
+
+speval(lambda args: {"loss": abs(args["x"] - 1), "more": "text"}, Space(), "evals.db")
+"""
+        sandbox.end(sandbox.start(script, "min"), -signal.SIGINT)
+        printed = command(sandbox, "status", "evals.db")
+        assert " 4/5\n         1 pending\n" in printed
+        assert re.search(r"best:\nname +result.loss +args.x\n1 +0 +1\n", printed)
+        printed = command(sandbox, "results", "evals.db")
+        assert re.search(r"\nbest:\nname +result.loss +args.x\n1 +0 +1 *\n$", printed)
+        assert "best" not in command(sandbox, "results", "evals.db", "--format", "csv")
+        sandbox.end(sandbox.start(script, "max"), -signal.SIGINT)
+        printed = command(sandbox, "status", "evals.db")
+        assert re.search(r"best:\nname +result.loss +args.x\n3 +2 +3\n", printed)
 
     def test_only_numbers_are_the_best(self, tmp_path: pathlib.Path) -> None:
         values = [None, "0", float("nan"), True, 3, [0], 2.5, 10**400]

@@ -40,6 +40,7 @@ __all__ = [
     "Survey",
     "Working",
     "best",
+    "best_so_far",
     "columns",
     "error_of",
     "errors",
@@ -292,7 +293,7 @@ def results(evals_fname: Name, status: str | None = None) -> Iterator[dict[str, 
         if e["status"] == "completed":
             _flatten(row, "result", e["result"])
         row["duration"] = _duration(e) if e["status"] in ("completed", "failed") else None
-        row["attempt"], row["losses"] = e["attempt"], e["losses"]
+        row["attempt"], row["losses"], row["stopped"] = e["attempt"], e["losses"], e["stopped"]
         row["started"], row["updated"] = _time(e["started"]), _time(e["updated"])
         row["host"], row["process"] = place(e["worker"])
         row["error"] = e["error"]
@@ -301,7 +302,7 @@ def results(evals_fname: Name, status: str | None = None) -> Iterator[dict[str, 
         yield row
 
 
-MORE = ("attempt", "losses", "started", "updated", "host", "process", "error")
+MORE = ("attempt", "losses", "stopped", "started", "updated", "host", "process", "error")
 ENDS = ("duration", *MORE)
 
 
@@ -401,6 +402,21 @@ def best(evals_fname: Name, key: str, largest: bool) -> tuple[str, dict[str, Any
     column = resolve(key, list(tops) or columns(results(evals_fname, "completed")))
     found = tops.get(column)
     return None if found is None else (column, found)
+
+
+OBJECTIVE = """
+    SELECT objective FROM spaces WHERE objective IS NOT NULL ORDER BY added DESC LIMIT 1"""
+
+
+def best_so_far(evals_fname: Name) -> tuple[str, dict[str, Any]] | None:
+    """Return the same as `best`, by what an adaptive space is after; None if there is none, or no result."""
+    db = existing(evals_fname)
+    with Signals(), db.read() as conn:
+        found = conn.execute(OBJECTIVE).fetchall()
+    way, _, key = _text(found[0][0]).partition(" ") if found else ("", "", "")
+    with contextlib.suppress(ValueError):  # no result has it
+        return best(evals_fname, key, way == "max") if key else None
+    return None
 
 
 def _is_number(value: Any) -> bool:
