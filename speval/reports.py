@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import math
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .database import Connection, Database
 from .errors import SpevalError
@@ -26,6 +26,7 @@ DELETE_REPORTS = """
     DELETE FROM reports WHERE id BETWEEN :first AND :last AND EXISTS (SELECT 1 FROM evals
         WHERE evals.id = reports.id AND (CAST(:status AS TEXT) IS NULL OR status = :status))"""
 VALUES_AT = "SELECT value FROM reports WHERE step = :step AND id <> :id"
+ASKED = 8  # decisions, at most, that wait for a transaction
 SHARE = 0.05  # of its time, that an evaluation may spend on transactions for what it reports
 
 
@@ -41,10 +42,30 @@ class Rule(Protocol):
         """Tell whether to stop, by the last value and the best so far, and what others had at this step."""
 
 
+class Due:
+    """When the next transaction of its kind may come, `at`, by what those before have taken on average."""
+
+    def __init__(self) -> None:
+        self.at = -math.inf
+        self._took = 0.0
+
+    def learn(self, began: float, ended: float) -> None:
+        self._took += (ended - began - self._took) / 4
+        self.at = ended + self._took / SHARE
+
+
+class Asked(NamedTuple):
+    """A report by which to decide: the step, its value, and the best up to then."""
+
+    step: int
+    value: float
+    best: float
+
+
 class Reports:
     """What the evaluations of a worker have reported, until that is stored.
 
-    A transaction for it alone comes only when those before have taken little of the time since.
+    Transactions for that alone take little of its time; to read takes less than to write.
     """
 
     def __init__(
@@ -63,7 +84,7 @@ class Reports:
         self._clock = clock
         self._pid = os.getpid()
         self._new: dict[tuple[int, int, int], float] = {}  # id, attempt and step: value
-        self._due = -math.inf  # when the next transaction may come
+        self._writes, self._reads = Due(), Due()
         self._claim: Any = None
         self._begin(None)
 
@@ -71,7 +92,7 @@ class Reports:
         self._claim = claim
         self._step = -1
         self._best = math.nan
-        self._asked: tuple[int, float, float] | None = None  # step, value, and the best up to then
+        self._asked: collections.deque[Asked] = collections.deque(maxlen=ASKED)  # the last by which to decide
         self._stopped: int | None = None
 
     def stopped(self, claim: Any) -> int | None:
@@ -89,35 +110,41 @@ class Reports:
         if not self._sign * value >= self._sign * self._best:
             self._best = value
         if self._rule is not None and self._rule.decides_at(self._step, before):
-            self._asked = self._step, value, self._best
-        if self._clock() >= self._due:
+            self._asked.append(Asked(self._step, value, self._best))
+        if self._clock() >= (self._reads if self._asked else self._writes).at:
             self._look()
         if self._stopped is not None:
             self._stopped = self._step
         return self._stopped is not None
 
     def _look(self) -> None:
-        """Store what is new, and decide what is asked."""
-        began = self._clock()
-        with contextlib.suppress(SpevalError), self._exchanging:  # the worker meets it too, and says so
+        """Store what is new, if that is due, and decide what is asked."""
+        began, asked = self._clock(), list(self._asked)
+        writes = began >= self._writes.at
+        try:
+            others = self._store(asked) if writes else self._seen(asked)
+        except SpevalError:  # the worker meets it too, and says so
+            return
+        finally:
+            (self._writes if writes else self._reads).learn(began, self._clock())
+        self._asked.clear()
+        for (_, value, best), values in zip(asked, others):
+            if self._rule is not None and self._rule.stops(value, best, values):
+                self._stopped = self._step
+
+    def _seen(self, asked: list[Asked]) -> list[list[float]]:
+        with Signals(), self._db.glance() as conn:
+            return _others(conn, asked, self._claim.id)
+
+    def _store(self, asked: list[Asked]) -> list[list[float]]:
+        with self._exchanging:
             new = self.new()
             with Signals(), self._db.write() as conn:
                 check_in(self._db, conn, self._row, True)
                 store(conn, new)
-                others = self._others(conn)
+                others = _others(conn, asked, self._claim.id)
             self.forget(new)
-            if self._asked is not None and self._rule is not None:
-                _, value, best = self._asked
-                self._asked = None
-                if self._rule.stops(value, best, others):
-                    self._stopped = self._step
-        self._due = self._clock() + (self._clock() - began) / SHARE
-
-    def _others(self, conn: Connection) -> list[float]:
-        if self._asked is None:
-            return []
-        rows = conn.execute(VALUES_AT, {"step": self._asked[0], "id": self._claim.id}).fetchall()
-        return [math.nan if value is None else value for (value,) in rows]
+        return others
 
     def new(self) -> list[tuple[tuple[int, int, int], float]]:
         return list(self._new.items())
@@ -126,6 +153,15 @@ class Reports:
         for key, value in stored:
             if self._new.get(key) is value:  # else it was reported anew meanwhile
                 del self._new[key]
+
+
+def _others(conn: Connection, asked: list[Asked], id: int) -> list[list[float]]:
+    """Return, for each step, what the others have reported."""
+    found = []
+    for step, *_ in asked:
+        rows = conn.execute(VALUES_AT, {"step": step, "id": id}).fetchall()
+        found.append([math.nan if value is None else value for (value,) in rows])
+    return found
 
 
 def store(conn: Connection, reports: list[tuple[tuple[int, int, int], float]]) -> None:

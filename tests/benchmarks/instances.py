@@ -11,6 +11,7 @@ import hashlib  # noqa: F401 - so that no process imports it when all are to go
 import json
 import logging
 import os
+import random
 import signal
 import sqlite3
 import sys
@@ -63,8 +64,6 @@ def enter(path: str, size: str, kind: str = "", amount: str = "") -> tuple[float
     if kind == "text":
         evals = ("x" * int(amount) for _ in range(int(size)))
     if kind == "uniform":
-        import random
-
         evals = [random.Random(i).uniform(0.005, 0.05) for i in range(int(size))]
     before, began = getrusage(RUSAGE_SELF).ru_maxrss, time.monotonic()
     with contextlib.suppress(KeyboardInterrupt):
@@ -154,6 +153,52 @@ def evaluate(path: str, number: str = "") -> list[float]:
     with contextlib.suppress(KeyboardInterrupt):
         speval.speval(func, [], path)
     return called if not number else [called[0], called[-1]]
+
+
+def curve(seed: str, number: int) -> list[float]:
+    """Return the losses of a training by epoch: a power law, quick or slow, with a little noise."""
+    rng = random.Random(f"curve {seed} {number}")
+    last, power = 0.05 + 0.5 * rng.random() ** 1.5, rng.uniform(0.3, 1.2)
+    losses = [last + (1 - last) * (1 + epoch) ** -power for epoch in range(EPOCHS)]
+    return [loss + rng.gauss(0, 0.005) for loss in losses]
+
+
+EPOCHS, EPOCH = 100, 0.02  # and seconds that one takes
+
+
+def train(path: str, seed: str, number: str, rule: str) -> tuple[float, float]:
+    """Go through simulated trainings, and stop what is not promising by a rule."""
+    from speval.search import halving, median
+
+    def func(which: int) -> float:
+        loss = 0.0
+        for epoch, loss in enumerate(curve(seed, which)):
+            time.sleep(EPOCH)
+            if speval.report(loss, epoch):
+                break
+        return loss
+
+    ready()
+    began, stop = time.monotonic(), {"median": median(), "halving": halving(), "none": None}[rule]
+    speval.speval(func, range(int(number)), path, stop=stop)
+    return began, time.monotonic()
+
+
+def reports(path: str, number: str) -> tuple[float, float]:
+    """Report so many times in a second, but for what that takes; return how long it was and took."""
+    took = 0.0
+
+    def func(args: Any) -> None:
+        nonlocal took
+        for step in range(int(number)):
+            began = time.monotonic()
+            speval.report(0.5, step)
+            took += time.monotonic() - began
+            time.sleep(max(0.0, start + (step + 1) / int(number) - time.monotonic()))
+
+    start = time.monotonic()
+    speval.speval(func, [0], path)
+    return time.monotonic() - start, took
 
 
 def trace(path: str, every: str) -> list[float]:
