@@ -57,6 +57,8 @@ setup(
             "submitit",
             "kubernetes-validate",
             "pytest-timeout",
+            "optuna",
+            "cmaes",
         ],
         "lint": ["ruff", "mypy"],
         "benchmarks": ["matplotlib"],

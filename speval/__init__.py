@@ -8,6 +8,7 @@ The map: each module imports only from those below it.
     view.table            rows as a table that fits the terminal
     process.instances     n instances of a script: started, watched, restarted
     speval                THE JOB: what may happen to an evaluation, the worker, the public functions
+    search                evaluation spaces: grids, at random, evenly spread, or suggested one by one
     stopping              rules by which evaluations that are not promising are stopped
     view.progress         how far a sweep is, in one line
     process.jobs          n local processes that all do the same

@@ -121,6 +121,32 @@ def test_both_levels_find_their_best(tmp_path: pathlib.Path) -> None:
     assert len(list((tmp_path / "06_two_levels").glob("*.db"))) == 9
 
 
+def test_a_network_is_tuned_and_the_poor_ones_are_stopped(tmp_path: pathlib.Path) -> None:
+    stopped, best = run(tmp_path, "10_tune_network.py")
+    evals = load_evals(tmp_path / "10_tune_network.db", reports=True)
+    assert len(evals) == 60
+    early = [e for e in evals if e["stopped"] is not None]
+    assert stopped == f"{len(early)} of 60 were stopped early"
+    assert all(e["stopped"] == max(e["reports"]) for e in early)
+    assert all(len(e["reports"]) == 50 for e in evals if e["stopped"] is None)
+    assert float(best.rpartition(" ")[2]) < 0.02
+
+
+@needs("cmaes")
+def test_the_sampler_of_another_library_suggests(tmp_path: pathlib.Path) -> None:
+    (printed,) = run(tmp_path, "11_optuna_sampler.py")
+    assert printed.startswith("least of 200: ")
+    assert float(printed.rpartition(" ")[2]) < 0.1
+    assert len(load_evals(tmp_path / "11_optuna_sampler.db", "completed")) == 200
+
+
+def test_many_optimizers_find_the_deepest_valley(tmp_path: pathlib.Path) -> None:
+    searches, lowest = run(tmp_path, "12_many_optimizers.py")
+    outer = load_evals(tmp_path / "12_many_optimizers" / "outer.db", "completed")
+    assert searches == f"{sum(e['stopped'] is not None for e in outer)} of 6 searches were stopped"
+    assert lowest.endswith(("at (0.0, 0.0)", "at (-0.0, 0.0)", "at (0.0, -0.0)", "at (-0.0, -0.0)"))
+
+
 def test_lines_of_shell_start_instances_that_share_a_server(tmp_path: pathlib.Path, table: str) -> None:
     (lines,) = [block for block in blocks("bash") if "07_postgres.py" in block and "SPEVAL_URL=" in block]
     python = tmp_path / "python"

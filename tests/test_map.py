@@ -18,6 +18,8 @@ OPTIONAL = {
     "database.postgres",
     "process.instances",
     "process.jobs",
+    "search",
+    "stopping",
     "view.doctor",
     "view.progress",
     "view.survey",

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 import speval
-from speval import cli
+from speval import cli, search
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
@@ -149,6 +149,14 @@ def test_every_public_name_is_explained_with_its_arguments(name: str) -> None:
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         signature = signature.replace(parameters=bare, return_annotation=signature.empty)
         assert f"\n``{name}{signature}``\n".replace("'", '"') in README
+
+
+@pytest.mark.parametrize("name", search.__all__)
+def test_every_name_of_search_is_explained_with_its_arguments(name: str) -> None:
+    signature = inspect.signature(getattr(search, name))
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    signature = signature.replace(parameters=bare, return_annotation=signature.empty)
+    assert re.search(rf"^``.*\b{re.escape(f'{name}{signature}')}``", README, re.MULTILINE)
 
 
 def parsers() -> list[argparse.ArgumentParser]:

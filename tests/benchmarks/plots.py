@@ -135,3 +135,14 @@ def server(axes: Any, its: dict[str, list[float]]) -> None:
     _bars(axes, its, "evaluations/s")
     _asked(axes, 30_000, "asked: 30,000/s", across=True)
     axes.set_title("No-op, 8 workers, on a PostgreSQL server of this machine")
+
+
+def search(axes: Any, its: dict[str, Any]) -> None:
+    for what, regrets in its["regrets"].items():
+        kind, workers = what.split(", ")
+        color = {"TPE": "tab:blue", "Optuna": "tab:orange", "random": "tab:gray", "quasi": "tab:green"}[kind]
+        style = "-" if workers == "1 worker" else "--"
+        axes.semilogy(range(1, its["evals"] + 1), regrets, style, color=color, label=what)
+    axes.legend(fontsize=8)
+    axes.set(xlabel="evaluations", ylabel="distance of the best so far from the optimum")
+    axes.set_title("Eight functions, 20 seeds each: median; 1 is what the first random arguments give")

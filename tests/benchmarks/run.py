@@ -14,11 +14,13 @@ import time
 from typing import Any
 
 import measures
+from curves import stopping
 from measures import figures
 from processes import HERE, PACKAGE, directory, gaps, ms
+from searches import search
 from servers import server
 
-ALL = [*measures.ALL, server]
+ALL = [*measures.ALL, search, stopping, server]
 
 
 def conditions() -> str:

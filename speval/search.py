@@ -1,0 +1,611 @@
+"""Evaluation spaces: all of a grid, some at random or evenly spread, or suggested one by one.
+
+What comes out is what JSON has, and depends on nothing but what was given: the domains, a seed, and for
+what is suggested the evaluations so far. So all instances agree on it.
+
+Sources: A. B. Owen, "A randomized Halton algorithm in R" (2017); J. Bergstra et al., "Algorithms for
+hyper-parameter optimization" (2011); S. Watanabe, "Tree-structured Parzen estimator: understanding its
+algorithm components and their roles for better empirical performance" (2023).
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import itertools
+import math
+import operator
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .stopping import halving, median
+from .values import encode, from_json, to_json
+
+__all__ = [
+    "TPE",
+    "choice",
+    "grid",
+    "halving",
+    "integers",
+    "loguniform",
+    "median",
+    "quasi",
+    "sample",
+    "uniform",
+]
+
+
+class Range:
+    """Numbers from `low` to `high`, both of them included: made by `uniform`, `loguniform`, `integers`."""
+
+    def __init__(self, kind: str, low: float, high: float) -> None:
+        if low > high or (kind == "loguniform" and low <= 0) or max(abs(low), abs(high)) > 1e300:
+            hint = "the lower bound comes first, and is above 0 for a logarithm; 1e300 is the largest"
+            raise ValueError(f"{kind}({low!r}, {high!r}): {hint}")
+        self.kind, self.low, self.high, self.which = kind, low, high, -1  # its number, in a shape
+        self.step = (
+            1 / (high - low + 1) if kind == "integers" else 0.0
+        )  # from one to the next, of all the way
+        self._first, self._length = (
+            self._scaled(low),
+            self._scaled(high) - self._scaled(low) + bool(self.step),
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.kind}({self.low!r}, {self.high!r})"
+
+    def _scaled(self, value: float) -> float:
+        return math.log(value) if self.kind == "loguniform" else float(value)
+
+    def at(self, share: float) -> float:
+        """Return the number at a share, from 0 to 1, of the way from the lowest to the highest."""
+        if self.kind == "loguniform":
+            value: float = self.low ** (1 - share) * self.high**share
+        else:
+            value = self.low + (int if self.step else float)(share * self._length)
+        return min(max(value, self.low), self.high)
+
+    def place(self, value: Any) -> float | None:
+        """Return the share at which a value is (whole numbers: its middle), None if it is not there."""
+        if type(value) not in ((int,) if self.step else (int, float)) or not self.low <= value <= self.high:
+            return None
+        return (self._scaled(value) - self._first) / self._length + self.step / 2 if self._length else 0.5
+
+    def levels(self, number: int) -> list[float]:
+        """Return so many numbers, evenly spread, the bounds among them; of one, the middle."""
+        if not self.step and number > 1 and self.low < self.high:
+            return [self.low, *(self.at(i / (number - 1)) for i in range(1, number - 1)), self.high]
+        if not self.step:
+            return [self.at(0.5)]
+        gaps = min(number - 1, int(self.high - self.low))
+        if gaps == 0:
+            return [(self.low + self.high) // 2]
+        return [self.low + (2 * (self.high - self.low) * i + gaps) // (2 * gaps) for i in range(gaps + 1)]
+
+
+class Choice:
+    """One of several options: made by `choice`; `which` as of a `Range`."""
+
+    def __init__(self, options: list[Any], which: int = -1) -> None:
+        self.options, self.which = options, which
+
+    def __repr__(self) -> str:
+        return f"choice({self.options!r})"
+
+
+def uniform(low: float, high: float) -> Range:
+    """Return the domain of the numbers between two bounds.
+
+    Examples
+    --------
+    >>> grid(uniform(0, 1), levels=3)
+    [0.0, 0.5, 1.0]
+    """
+    return Range("uniform", _number("low", low), _number("high", high))
+
+
+def loguniform(low: float, high: float) -> Range:
+    """Return the domain of the positive numbers between two bounds, spread evenly in their logarithm.
+
+    Examples
+    --------
+    >>> grid(loguniform(1, 100), levels=3)
+    [1.0, 10.0, 100.0]
+    """
+    return Range("loguniform", _number("low", low), _number("high", high))
+
+
+def integers(low: int, high: int) -> Range:
+    """Return the domain of the whole numbers from `low` to `high`, both of them included.
+
+    Examples
+    --------
+    >>> grid(integers(1, 3))
+    [1, 2, 3]
+    """
+    return Range("integers", _whole_number("low", low), _whole_number("high", high))
+
+
+def choice(options: Iterable[Any]) -> Choice:
+    """Return the domain of some options, each of which may be anything: a constant, a domain, a whole space.
+
+    Examples
+    --------
+    >>> grid({"model": choice([{"kind": "svm", "C": loguniform(0.1, 10)}, "naive"])}, levels=2)
+    [{'model': {'kind': 'svm', 'C': 0.1}}, {'model': {'kind': 'svm', 'C': 10.0}}, {'model': 'naive'}]
+    """
+    if isinstance(options, (str, bytes, Mapping, set, frozenset)) or not isinstance(options, Iterable):
+        raise TypeError(f"choice() takes a list of options, not {options!r}: their order has to be the same")
+    its = list(options)
+    if not its:
+        raise ValueError("choice() has no options: give it one at least")
+    return Choice(its)
+
+
+def _number(what: str, value: Any) -> float:
+    if isinstance(value, (bool, str)) or not hasattr(type(value), "__float__"):
+        raise TypeError(f"{what} has to be a number, not {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{what} has to be a finite number, not {value!r}")
+    return float(value)
+
+
+def _whole_number(what: str, value: Any, least: float = -math.inf) -> int:
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{what} has to be a whole number (int), not {value!r}")
+    number = operator.index(value)
+    if number < least:
+        raise ValueError(f"{what} has to be {least} or more, not {value!r}")
+    return number
+
+
+class Point(NamedTuple):
+    """Where arguments are in a space."""
+
+    parts: dict[int, float]  # by parameter that they have: the share of the way, or the number of the option
+    coords: tuple[float, ...]  # of all: the share, 0.5 if they have it not; for each option 1 or 0
+
+
+Weighted = tuple[Point, float]
+
+
+class Shape:
+    """A space whose parameters, those of all branches, are numbered."""
+
+    def __init__(self, space: Any) -> None:
+        self.parameters: list[Range | Choice] = []
+        self.tree = self._grow(space)  # with constants as JSON has them
+
+    def _grow(self, space: Any) -> Any:
+        if isinstance(space, (Range, Choice)):
+            its = copy.copy(space)
+            its.which = len(self.parameters)
+            self.parameters.append(its)
+            if isinstance(its, Choice):
+                its.options = list(map(self._grow, its.options))
+            return its
+        if isinstance(space, dict):
+            tree = {_key(key): self._grow(inner) for key, inner in space.items()}
+            if len(tree) < len(space):
+                raise ValueError(f"two keys of the space are equal as text, among {list(space)}")
+            return tree
+        if isinstance(space, (list, tuple)):
+            return list(map(self._grow, space))
+        return from_json(to_json(space), "a constant of the space")
+
+    def place(self, args: Any) -> Point | None:
+        """Return where arguments are, None if they are not of this space."""
+        parts: dict[int, float] = {}
+        if not _fits(self.tree, args, parts):
+            return None
+        coords: list[float] = []
+        for its in self.parameters:
+            if isinstance(its, Range):
+                coords.append(parts.get(its.which, 0.5))
+            else:
+                chosen = parts.get(its.which)
+                coords.extend([float(number == chosen) for number in range(len(its.options))])
+        return Point(parts, tuple(coords))
+
+
+def _key(key: Any) -> str:
+    (text,) = from_json(to_json({key: None}), "a key of the space")
+    return str(text)
+
+
+def _fill(tree: Any, shares: Sequence[float]) -> Any:
+    """Return arguments at these shares, one for each parameter, of the way from its first to its last."""
+    if isinstance(tree, dict):
+        return {key: _fill(inner, shares) for key, inner in tree.items()}
+    if isinstance(tree, list):
+        return [_fill(inner, shares) for inner in tree]
+    if isinstance(tree, Range):
+        return tree.at(shares[tree.which])
+    if isinstance(tree, Choice):
+        number = int(shares[tree.which] * len(tree.options))
+        return _fill(tree.options[min(number, len(tree.options) - 1)], shares)
+    return tree
+
+
+def _grid(tree: Any, levels: int) -> Iterable[Any]:
+    if isinstance(tree, dict):
+        rows = itertools.product(*(_grid(inner, levels) for inner in tree.values()))
+        return (dict(zip(tree, row)) for row in rows)
+    if isinstance(tree, list):
+        return map(list, itertools.product(*(_grid(inner, levels) for inner in tree)))
+    if isinstance(tree, Range):
+        return tree.levels(levels)
+    if isinstance(tree, Choice):
+        return itertools.chain.from_iterable(_grid(option, levels) for option in tree.options)
+    return [tree]
+
+
+def _fits(tree: Any, value: Any, parts: dict[int, float]) -> bool:
+    """Tell whether a value is of a space, and put into `parts` where each of its parameters is."""
+    if isinstance(tree, dict):
+        if not isinstance(value, dict) or value.keys() != tree.keys():
+            return False
+        return all(_fits(inner, value[key], parts) for key, inner in tree.items())
+    if isinstance(tree, list):
+        if not isinstance(value, list) or len(value) != len(tree):
+            return False
+        return all(map(_fits, tree, value, itertools.repeat(parts)))
+    if isinstance(tree, Range):
+        share = tree.place(value)
+        parts[tree.which] = share or 0.0
+        return share is not None
+    if isinstance(tree, Choice):
+        return _fits_option(tree, value, parts)
+    return type(tree) is type(value) and (tree == value or encode(tree) == encode(value))  # NaN is NaN
+
+
+def _fits_option(tree: Choice, value: Any, parts: dict[int, float]) -> bool:
+    for number, option in enumerate(tree.options):
+        inside: dict[int, float] = {}
+        if _fits(option, value, inside):
+            parts.update(inside)
+            parts[tree.which] = number
+            return True
+    return False
+
+
+def grid(space: Any, levels: int = 5) -> list[Any]:
+    """Return arguments for each combination of evenly spread numbers, and of options.
+
+    Parameters
+    ----------
+    space : dict or other
+        Domains, at any depth of dicts and lists, beside constants.
+    levels : int
+        So many numbers of each range, the bounds among them (of one, the middle); of whole numbers not more
+        than there are.
+
+    Returns
+    -------
+    list
+        An evaluation space, none in it twice, the last parameter changing fastest.
+
+    Examples
+    --------
+    >>> grid({"x": uniform(0, 1), "n": integers(1, 2), "epochs": 10}, levels=2)
+    ... # doctest: +NORMALIZE_WHITESPACE
+    [{'x': 0.0, 'n': 1, 'epochs': 10}, {'x': 0.0, 'n': 2, 'epochs': 10},
+     {'x': 1.0, 'n': 1, 'epochs': 10}, {'x': 1.0, 'n': 2, 'epochs': 10}]
+    """
+    number = _whole_number("levels", levels, 1)
+    texts = dict.fromkeys(map(encode, _grid(Shape(space).tree, number)))
+    return [from_json(text, "arguments of the grid") for text in texts]
+
+
+def sample(space: Any, n: int, seed: int = 0) -> list[Any]:
+    """Return `n` arguments at random, each independent of the others.
+
+    A list that is longer, with the same seed, begins with the same arguments.
+
+    Examples
+    --------
+    >>> sample({"x": integers(1, 6)}, n=3) == sample({"x": integers(1, 6)}, n=4)[:3]
+    True
+    """
+    shape = Shape(space)
+    number = _whole_number("n", n, 1)
+    rng = random.Random(f"sample {_whole_number('seed', seed)}")
+    return [_fill(shape.tree, [rng.random() for _ in shape.parameters]) for _ in range(number)]
+
+
+def quasi(space: Any, n: int, seed: int = 0) -> list[Any]:
+    """Return `n` arguments that fill the space more evenly than random ones: a scrambled Halton sequence.
+
+    A list that is longer, with the same seed, begins with the same arguments.
+
+    Examples
+    --------
+    >>> sorted(args["x"] for args in quasi({"x": integers(1, 4)}, n=4))
+    [1, 2, 3, 4]
+    """
+    shape = Shape(space)
+    number = _whole_number("n", n, 1)
+    sequence = Halton(len(shape.parameters), _whole_number("seed", seed))
+    return [_fill(shape.tree, sequence.at(index)) for index in range(number)]
+
+
+class Halton:
+    """Points of the unit cube that are evenly spread, each digit permuted at random (Owen, 2017)."""
+
+    def __init__(self, dimensions: int, seed: int) -> None:
+        rng = random.Random(f"halton {seed}")
+        self._bases = [(base, _permutations(base, rng)) for base in itertools.islice(_primes(), dimensions)]
+
+    def at(self, index: int) -> list[float]:
+        return [_inverse(index, base, permutations) for base, permutations in self._bases]
+
+
+def _inverse(index: int, base: int, permutations: list[list[int]]) -> float:
+    share, scale = 0.0, 1.0
+    for permutation in permutations:
+        index, digit = divmod(index, base)
+        scale /= base
+        share += permutation[digit] * scale
+    return min(share, 1 - 2**-53)
+
+
+def _permutations(base: int, rng: random.Random) -> list[list[int]]:
+    """Return one for each digit that a float has; of sorted(), whose result no version of Python changes."""
+    number = math.ceil(52 / math.log2(base))
+    return [sorted(range(base), key=[rng.random() for _ in range(base)].__getitem__) for _ in range(number)]
+
+
+def _primes() -> Iterator[int]:
+    found: list[int] = []
+    for number in itertools.count(2):
+        if all(number % prime for prime in found):
+            found.append(number)
+            yield number
+
+
+START = 15  # evaluations that are evenly spread, before there is anything to learn from
+GOOD, MOST = 0.15, 50  # share of the results that are good, and how many at most
+OPEN = 0.1  # weight of what is in progress, among what is not good
+CANDIDATES = 24
+NARROWEST = 0.01  # width of a kernel, as a share of the range
+EVEN = 0.1  # weight of an even spread beside the good, where their spread is estimated
+ROOM = 400  # evaluations that are not good, at most, with which candidates are compared
+TRIES = 100  # to come upon something new by chance
+FEW = 10_000  # arguments that are then gone through, at most
+
+
+class Past:
+    """What is known of the evaluations so far. At each call only those are read that have changed."""
+
+    def __init__(self, shape: Shape, maximize: bool, key: str | None) -> None:
+        self._shape, self._maximize, self._key = shape, maximize, key
+        self._evals: list[Mapping[str, Any]] = []
+        self.points: list[Point | None] = []  # None: it is not of this space
+        self.ranking: list[tuple[float, int]] = []  # loss and index of those that have a result
+        self.others: list[int] = []  # indices of those that have none (yet)
+        self.tried: set[tuple[float, ...]] = set()  # coordinates
+
+    def take_in(self, history: Sequence[Mapping[str, Any]]) -> None:
+        changed = [i for i, same in enumerate(map(operator.is_, self._evals, history)) if not same]
+        if len(history) < len(self._evals) or not all(self._was_open(i, history[i]) for i in changed):
+            for its in (self._evals, self.points, self.ranking, self.others, self.tried, changed):
+                its.clear()
+        for index in changed:
+            if self.points[index]:
+                self.others.remove(index)
+        new = range(len(self._evals), len(history))
+        self.points.extend(self._shape.place(history[index]["args"]) for index in new)
+        for index in [*changed, *new]:
+            self._rank(index, self.points[index], self._loss(history[index]))
+        self._evals[:] = history
+
+    def _was_open(self, index: int, its: Mapping[str, Any]) -> bool:
+        same = its["args"] == self._evals[index]["args"]
+        return same and (self.points[index] is None or index in self.others)
+
+    def _rank(self, index: int, point: Point | None, loss: float | None) -> None:
+        if point is None:
+            return
+        self.tried.add(point.coords)
+        if loss is None:
+            bisect.insort(self.others, index)
+        else:
+            bisect.insort(self.ranking, (loss, index))
+
+    def _loss(self, its: Mapping[str, Any]) -> float | None:
+        """Return what is to be small; None if there is no such number, or only one of an early end."""
+        if its["status"] != "completed" or its.get("stopped") is not None:
+            return None
+        value = its["result"]
+        if self._key is not None:
+            value = value.get(self._key) if isinstance(value, dict) else None
+        if not isinstance(value, (int, float)) or value != value:  # noqa: PLR0124 - NaN is not
+            return None
+        return -value if self._maximize else value
+
+    def split(self) -> tuple[list[Weighted], list[Weighted]]:
+        """Return the good ones, and others: if they are many, the best and some of the rest for all."""
+        m = min(math.ceil(GOOD * len(self.ranking)), MOST)
+        weights = [math.log(m + 1) - math.log(rank) for rank in range(1, m + 1)]
+        order = [index for _, index in self.ranking] + self.others
+        good = self._weighted(order[:m], m / sum(weights))
+        good = [(point, factor * weight) for (point, factor), weight in zip(good, weights)]
+        if len(order) - m <= ROOM:
+            return good, self._weighted(order[m:], 1.0)
+        half, rest = ROOM // 2, order[m + ROOM // 2 :]
+        step = len(rest) / half
+        some = [rest[int(number * step)] for number in range(half)]
+        return good, self._weighted(order[m : m + half], 1.0) + self._weighted(some, step)
+
+    def _weighted(self, indices: list[int], weight: float) -> list[Weighted]:
+        found = []
+        for index in indices:
+            point, status = self.points[index], self._evals[index]["status"]
+            if point:
+                found.append((point, weight * (OPEN if status in ("pending", "in_progress") else 1.0)))
+        return found
+
+
+class Kernels:
+    """A density: at each of some points a kernel, a normal distribution of all parameters at once.
+
+    An option that differs is a distance too, so that a kernel takes one `math.dist`. One of weight 1 more
+    is even, over all that there is.
+    """
+
+    def __init__(self, shape: Shape, points: list[Weighted], widths: list[float]) -> None:
+        total = sum(weight for _, weight in points) + 1
+        self._even: list[float] = []  # by parameter: how dense that one is, beside the middle of a kernel
+        self._factors: list[float] = []  # by coordinate
+        for its, width in zip(shape.parameters, widths):
+            if isinstance(its, Range):
+                self._even.append(width * math.sqrt(2 * math.pi))
+                self._factors.append(1 / width)
+            else:
+                number = len(its.options)
+                self._even.append((total + number) / (total + 1) / number)
+                self._factors.extend([math.sqrt(math.log(total + 1))] * number)
+        self._weights = [weight for _, weight in points]
+        self._centres = [self._scaled(point) for point, _ in points]
+
+    def _scaled(self, point: Point) -> tuple[float, ...]:
+        return tuple(map(operator.mul, point.coords, self._factors))
+
+    def log_density(self, point: Point) -> float:
+        """Return its logarithm, but for a constant."""
+        even = [self._even[which] for which in point.parts]
+        distances = map(math.dist, self._centres, itertools.repeat(self._scaled(point)))
+        near = [math.exp(-0.5 * distance * distance) for distance in distances]
+        density = math.prod(even) + sum(map(operator.mul, near, self._weights))
+        return math.log(max(density, 1e-300)) - sum(map(math.log, even))
+
+
+class TPE:
+    """An evaluation space whose arguments are suggested one by one, by what the evaluations so far gave.
+
+    A tree-structured Parzen estimator: it suggests where good evaluations are dense, compared with all
+    others. What is in progress counts among these, as does what failed, was ended early, or has no number as
+    its result.
+
+    Parameters
+    ----------
+    space : dict or other
+        Domains, at any depth of dicts and lists, beside constants.
+    n : int
+        Number of evaluations in all.
+    maximize : bool
+        Whether large results are good. By default small ones are.
+    key : str, optional
+        Of a result that is a dict, where the number is that counts. By default the result is that number.
+    seed : int
+        Another one gives other suggestions.
+
+    Examples
+    --------
+    >>> space = TPE({"x": uniform(-1, 1)}, n=50)
+    >>> history = []
+    >>> for _ in range(len(space)):
+    ...     args = space.suggest(history)
+    ...     history.append({"args": args, "status": "completed", "result": (args["x"] - 0.3) ** 2})
+    >>> min(evaluation["result"] for evaluation in history) < 1e-3
+    True
+    """
+
+    def __init__(
+        self, space: Any, n: int, *, maximize: bool = False, key: str | None = None, seed: int = 0
+    ) -> None:
+        if key is not None and not isinstance(key, str):
+            raise TypeError(f"key is the text under which results have their number, not {key!r}")
+        self.maximize, self.key, self.seed = bool(maximize), key, _whole_number("seed", seed)
+        self._number = _whole_number("n", n, 1)
+        self._shape = Shape(space)
+        self._halton = Halton(len(self._shape.parameters), self.seed)
+        self._past = Past(self._shape, self.maximize, key)
+
+    def __len__(self) -> int:
+        return self._number
+
+    def suggest(self, history: Sequence[Mapping[str, Any]]) -> Any:
+        """Return the arguments to evaluate next.
+
+        Nothing counts but the space, the seed and the history: who asks with the same gets the same.
+
+        Parameters
+        ----------
+        history : sequence of dict
+            All evaluations, in the order in which they were made, with status, args and result as from
+            `load_evals`, perhaps ``"stopped"`` (None, or the step at which it was ended early). One that has
+            not changed since the last call has to be the same object. Those that are not of this space are
+            ignored.
+        """
+        self._past.take_in(history)
+        rng = random.Random(f"tpe {self.seed} {len(history)}")
+        known = len(self._past.ranking) + len(self._past.others)
+        for args in self._ordered(known, rng):
+            point = self._shape.place(args)
+            if point is None or point.coords not in self._past.tried:
+                return args
+        return _fill(self._shape.tree, [rng.random() for _ in self._shape.parameters])
+
+    def _ordered(self, known: int, rng: random.Random) -> Iterator[Any]:
+        """Yield what to evaluate, in the order in which it is wanted, for the case that it was tried."""
+        if known >= START and self._past.ranking:
+            yield from self._candidates(rng)
+        for index in range(known, known + TRIES):
+            yield _fill(self._shape.tree, self._halton.at(index))
+        yield from itertools.islice(_grid(self._shape.tree, FEW), FEW)
+
+    def _candidates(self, rng: random.Random) -> list[Any]:
+        points, others = self._past.split()
+        widths = self._widths(points)
+        good, bad = Kernels(self._shape, points, widths), Kernels(self._shape, others, widths)
+        sums = list(itertools.accumulate([weight for _, weight in points], initial=1.0))
+        found: list[tuple[float, Any]] = []
+        for _ in range(CANDIDATES):
+            number = bisect.bisect(sums, rng.random() * sums[-1], hi=len(points))  # 0: none, anywhere
+            start = points[number - 1][0].parts if number else {}
+            args = _fill(self._shape.tree, self._near(start, widths, sums[-1], rng))
+            point = self._shape.place(args)
+            if point is not None:
+                found.append((bad.log_density(point) - good.log_density(point), args))
+        return [args for _, args in sorted(found, key=operator.itemgetter(0))]
+
+    def _widths(self, points: list[Weighted]) -> list[float]:
+        """Return how wide kernels are in each parameter: less than the good evaluations are apart."""
+        exponent = -1 / (4 + len(self._shape.parameters))
+        widths = []
+        for its in self._shape.parameters:
+            shares = [(point.parts[its.which], w) for point, w in points if its.which in point.parts]
+            total = sum(w for _, w in shares) + EVEN
+            mean = (sum(w * share for share, w in shares) + EVEN * 0.5) / total
+            square = sum(w * (share - mean) ** 2 for share, w in shares) + EVEN * ((0.5 - mean) ** 2 + 1 / 12)
+            step = its.step if isinstance(its, Range) else 0.0
+            width = math.sqrt(square / total) * max(len(shares), 1) ** exponent
+            widths.append(max(width, NARROWEST, step / 2))
+        return widths
+
+    def _near(self, start: dict[int, float], widths: list[float], total: float, rng: Any) -> list[float]:
+        """Return shares drawn from a kernel; at random where it has none."""
+        shares = []
+        for its, width in zip(self._shape.parameters, widths):
+            share, at = rng.random(), start.get(its.which)
+            if at is not None and isinstance(its, Range):
+                share = _reflected(at + width * _normal(rng))
+            elif at is not None and isinstance(its, Choice):
+                number = len(its.options)
+                if rng.random() < (total + 1) / (total + number):
+                    share = (at + 0.5) / number
+            shares.append(share)
+        return shares
+
+
+def _normal(rng: random.Random) -> float:
+    """Return a normal deviate, the same in each version of Python (Box and Muller, 1958)."""
+    return math.sqrt(-2 * math.log(1 - rng.random())) * math.cos(2 * math.pi * rng.random())
+
+
+def _reflected(share: float) -> float:
+    """Return a share within [0, 1]: what leaves it comes back."""
+    share = abs(share) % 2
+    return 2 - share if share > 1 else share
