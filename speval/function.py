@@ -14,7 +14,7 @@ from .errors import visible
 
 __all__ = ["code_of", "differences", "name_of"]
 
-FIRST_FUNC = "SELECT func FROM spaces ORDER BY added LIMIT 1"
+FIRST_FUNC = "SELECT func FROM spaces WHERE func <> '' ORDER BY added LIMIT 1"  # a reset has none
 OTHERS = """
     SELECT id, host, pid FROM workers
     WHERE ended IS NULL AND code <> :code AND code LIKE :version"""

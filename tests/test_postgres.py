@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import PRELUDE, PYTHON, Sandbox, until
@@ -229,35 +229,42 @@ speval(func, [1], sys.argv[1])
             speval(abs, [1], "postgresql://u:hunter2@127.0.0.1:1/d?table=t")
 
 
-@pytest.fixture
-def host() -> Iterator[list[str]]:
-    """A host of its own, at 10.77.0.2 behind a link, spevallink, of which the other end is at 10.77.0.1 here.
+class Host(NamedTuple):
+    """A host behind a link: what is before a command that is to run there, and our end of the link."""
 
-    What is before a command that is to run there.
-    """
+    command: list[str]
+    link: str
+    address: str
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """A host of its own, whose names and addresses no other process has."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("root, and the program ip, are needed to make a host")
-    lines = """netns add speval
-link add spevallink type veth peer name eth0 netns speval
-addr add 10.77.0.1/24 dev spevallink
-link set spevallink up
--n speval addr add 10.77.0.2/24 dev eth0
--n speval link set eth0 up
--n speval link set lo up"""
+    name, net = f"speval{os.getpid()}", f"10.77.{os.getpid() // 64 % 256}"
+    here, there = f"{net}.{os.getpid() % 64 * 4 + 1}", f"{net}.{os.getpid() % 64 * 4 + 2}"
+    lines = f"""netns add {name}
+link add {name} type veth peer name eth0 netns {name}
+addr add {here}/30 dev {name}
+link set {name} up
+-n {name} addr add {there}/30 dev eth0
+-n {name} link set eth0 up
+-n {name} link set lo up"""
     try:
         for line in lines.splitlines():
             subprocess.run(["ip", *line.split()], check=True)
-        yield ["ip", "netns", "exec", "speval"]
+        yield Host(["ip", "netns", "exec", name], name, here)
     finally:
-        subprocess.run(["ip", "netns", "delete", "speval"], check=True)
+        subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
 class TestNetwork:
     def test_a_host_that_vanishes_is_known_to_be_dead_and_comes_back(
-        self, sandbox: Sandbox, alone: Server, host: list[str]
+        self, sandbox: Sandbox, alone: Server, host: Host
     ) -> None:
         alone.stop()
-        alone.start(address="127.0.0.1,10.77.0.1")
+        alone.start(address=f"127.0.0.1,{host.address}")
         script = """
 def func(x):
     note(os.environ["PLACE"])
@@ -270,7 +277,7 @@ print(speval(func, range(4), sys.argv[1], max_failures=None)["completed"])
         table = alone.url("sweep")
         (sandbox.path / "sweep.py").write_text(PRELUDE + script)
         there = subprocess.Popen(
-            [*host, *PYTHON[:1], "sweep.py", table.replace("127.0.0.1", "10.77.0.1")],
+            [*host.command, *PYTHON[:1], "sweep.py", table.replace("127.0.0.1", host.address)],
             cwd=sandbox.path,
             env={**os.environ, "PLACE": "there"},
             stdout=subprocess.PIPE,
@@ -279,13 +286,13 @@ print(speval(func, range(4), sys.argv[1], max_failures=None)["completed"])
         )
         sandbox.instances.append(there)
         until(sandbox.calls)
-        subprocess.run(["ip", "link", "set", "spevallink", "down"], check=True)
+        subprocess.run(["ip", "link", "set", host.link, "down"], check=True)
         here = sandbox.run('os.environ["PLACE"] = "here"\n' + script, table)
         assert here.splitlines()[-1] == "4"
         assert [(row["result"], row["losses"]) for row in load_evals(table)] == [("here", 1)] + [
             ("here", 0)
         ] * 3
-        subprocess.run(["ip", "link", "set", "spevallink", "up"], check=True)
+        subprocess.run(["ip", "link", "set", host.link, "up"], check=True)
         sandbox.touch("back")
         assert sandbox.end(there).splitlines()[-1] == "4"
         assert collections.Counter(sandbox.calls()) == {"there": 1, "here": 4}

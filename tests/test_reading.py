@@ -40,6 +40,7 @@ def test_an_evaluation_tells_all_that_is_known_of_it(tmp_path: pathlib.Path) -> 
         "error": None,
         "attempt": 1,
         "losses": 0,
+        "stopped": None,
     }
 
 

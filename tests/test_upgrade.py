@@ -98,9 +98,11 @@ def test_a_different_space_leaves_the_old_database_as_it_was(old: pathlib.Path) 
     assert old.read_bytes() == before
 
 
-def test_a_reset_upgrades_too(old: pathlib.Path) -> None:
+def test_a_reset_upgrades_too(old: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     assert reset_evals(old, "completed", ["0"]) == 1
     assert [row["status"] for row in load_evals(old)] == ["pending", "completed", "pending", "pending"]
+    assert speval(lambda x: 0, SPACE, old)["completed"] == 4
+    assert "was made for" not in caplog.text
 
 
 def test_an_old_database_of_another_program_is_refused(tmp_path: pathlib.Path) -> None:
