@@ -107,7 +107,7 @@ class Reports:
             self._begin(claim)
         before, self._step = self._step, self._step + 1 if step is None else step
         self._new[claim.id, claim.attempt, self._step] = value
-        if not self._sign * value >= self._sign * self._best:
+        if math.isnan(self._best) or self._sign * value < self._sign * self._best:
             self._best = value
         if self._rule is not None and self._rule.decides_at(self._step, before):
             self._asked.append(Asked(self._step, value, self._best))
@@ -120,30 +120,35 @@ class Reports:
     def _look(self) -> None:
         """Store what is new, if that is due, and decide what is asked."""
         began, asked = self._clock(), list(self._asked)
-        writes = began >= self._writes.at
-        try:
-            others = self._store(asked) if writes else self._seen(asked)
-        except SpevalError:  # the worker meets it too, and says so
-            return
-        finally:
-            (self._writes if writes else self._reads).learn(began, self._clock())
+        due = self._writes if began >= self._writes.at else self._reads
+        with Signals():
+            if not self._exchanging.acquire(
+                blocking=False
+            ):  # the watchdog does it; or a signal's handler reports
+                return
+            try:
+                others = self._store(asked) if due is self._writes else self._seen(asked)
+            except SpevalError:  # the worker meets it too, and says so
+                return
+            finally:
+                self._exchanging.release()
+                due.learn(began, self._clock())
         self._asked.clear()
         for (_, value, best), values in zip(asked, others):
             if self._rule is not None and self._rule.stops(value, best, values):
                 self._stopped = self._step
 
     def _seen(self, asked: list[Asked]) -> list[list[float]]:
-        with Signals(), self._db.glance() as conn:
+        with self._db.glance() as conn:
             return _others(conn, asked, self._claim.id)
 
     def _store(self, asked: list[Asked]) -> list[list[float]]:
-        with self._exchanging:
-            new = self.new()
-            with Signals(), self._db.write() as conn:
-                check_in(self._db, conn, self._row, True)
-                store(conn, new)
-                others = _others(conn, asked, self._claim.id)
-            self.forget(new)
+        new = self.new()
+        with self._db.write() as conn:
+            check_in(self._db, conn, self._row, True)
+            store(conn, new)
+            others = _others(conn, asked, self._claim.id)
+        self.forget(new)
         return others
 
     def new(self) -> list[tuple[tuple[int, int, int], float]]:

@@ -199,6 +199,30 @@ speval(func, [0], "evals.db")
         assert list(row["reports"]) == list(range(row["result"]))
         assert len(sandbox.calls()) < row["result"] / 10
 
+    def test_a_handler_of_a_signal_may_report_in_the_middle_of_a_report(
+        self, sandbox: Sandbox, name: str
+    ) -> None:
+        script = """
+from speval import reports
+reports.SHARE = 1e9  # each is stored at once
+
+def func(x):
+    signal.signal(signal.SIGALRM, lambda *args: report(7, 10**6))
+    signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+    end = time.monotonic() + 0.5
+    number = 0
+    while time.monotonic() < end:
+        report(number)
+        report(number, number)
+        number += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+print(speval(func, [0], sys.argv[1])["completed"])
+"""
+        assert sandbox.run(script, name) == "1\n"
+        (row,) = load_evals(name, reports=True)
+        assert row["reports"][10**6] == 7
+
     def test_those_of_a_killed_worker_stay_and_its_heir_goes_on_from_them(
         self, sandbox: Sandbox, name: str
     ) -> None:
