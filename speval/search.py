@@ -35,33 +35,33 @@ __all__ = [
     "uniform",
 ]
 
+LARGEST = 1e300  # bound, that the distance of two of them is a float
+
 
 class Range:
     """Numbers from `low` to `high`, both of them included: made by `uniform`, `loguniform`, `integers`."""
 
     def __init__(self, kind: str, low: float, high: float) -> None:
-        if low > high or (kind == "loguniform" and low <= 0) or max(abs(low), abs(high)) > 1e300:
-            hint = "the lower bound comes first, and is above 0 for a logarithm; 1e300 is the largest"
-            raise ValueError(f"{kind}({low!r}, {high!r}): {hint}")
-        self.kind, self.low, self.high, self.which = kind, low, high, -1  # its number, in a shape
-        self.step = (
-            1 / (high - low + 1) if kind == "integers" else 0.0
-        )  # from one to the next, of all the way
-        self._first, self._length = (
-            self._scaled(low),
-            self._scaled(high) - self._scaled(low) + bool(self.step),
-        )
+        if low > high:
+            raise ValueError(f"{kind}({low!r}, {high!r}): the lower bound comes first")
+        if kind == "loguniform" and low <= 0:
+            raise ValueError(f"{kind}({low!r}, {high!r}): a logarithm needs bounds above 0")
+        self.kind, self.low, self.high = kind, low, high
+        self.which = -1  # number of the parameter, once it is in a shape
+        self.step = 1 / (high - low + 1) if kind == "integers" else 0.0  # of the way, to the next
+        self._first = self._scaled(low)
+        self._length = self._scaled(high) - self._first + bool(self.step)
 
     def __repr__(self) -> str:
         return f"{self.kind}({self.low!r}, {self.high!r})"
 
     def _scaled(self, value: float) -> float:
-        return math.log(value) if self.kind == "loguniform" else float(value)
+        return math.log10(value) if self.kind == "loguniform" else float(value)  # so that decades are round
 
     def at(self, share: float) -> float:
         """Return the number at a share, from 0 to 1, of the way from the lowest to the highest."""
         if self.kind == "loguniform":
-            value: float = self.low ** (1 - share) * self.high**share
+            value: float = 10 ** (self._first + share * self._length)
         else:
             value = self.low + (int if self.step else float)(share * self._length)
         return min(max(value, self.low), self.high)
@@ -87,8 +87,8 @@ class Range:
 class Choice:
     """One of several options: made by `choice`; `which` as of a `Range`."""
 
-    def __init__(self, options: list[Any], which: int = -1) -> None:
-        self.options, self.which = options, which
+    def __init__(self, options: list[Any]) -> None:
+        self.options, self.which = options, -1
 
     def __repr__(self) -> str:
         return f"choice({self.options!r})"
@@ -146,18 +146,17 @@ def choice(options: Iterable[Any]) -> Choice:
 def _number(what: str, value: Any) -> float:
     if isinstance(value, (bool, str)) or not hasattr(type(value), "__float__"):
         raise TypeError(f"{what} has to be a number, not {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{what} has to be a finite number, not {value!r}")
+    if not abs(value) <= LARGEST:  # which NaN is not either
+        raise ValueError(f"{what} has to be a number within +-{LARGEST:g}, not {value!r}")
     return float(value)
 
 
-def _whole_number(what: str, value: Any, least: float = -math.inf) -> int:
+def _whole_number(what: str, value: Any, least: float = -LARGEST) -> int:
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{what} has to be a whole number (int), not {value!r}")
-    number = operator.index(value)
-    if number < least:
-        raise ValueError(f"{what} has to be {least} or more, not {value!r}")
-    return number
+    if not least <= value <= LARGEST:
+        raise ValueError(f"{what} has to be a number from {least:g} to {LARGEST:g}, not {value!r}")
+    return operator.index(value)
 
 
 class Point(NamedTuple):
@@ -370,7 +369,7 @@ OPEN = 0.1  # weight of what is in progress, among what is not good
 CANDIDATES = 24
 NARROWEST = 0.01  # width of a kernel, as a share of the range
 EVEN = 0.1  # weight of an even spread beside the good, where their spread is estimated
-ROOM = 400  # evaluations that are not good, at most, with which candidates are compared
+ROOM = 200  # evaluations that are not good, at most, with which candidates are compared
 TRIES = 100  # to come upon something new by chance
 FEW = 10_000  # arguments that are then gone through, at most
 
@@ -457,15 +456,15 @@ class Kernels:
     def __init__(self, shape: Shape, points: list[Weighted], widths: list[float]) -> None:
         total = sum(weight for _, weight in points) + 1
         self._even: list[float] = []  # by parameter: how dense that one is, beside the middle of a kernel
-        self._factors: list[float] = []  # by coordinate
+        self._factors: list[float] = []  # by coordinate, for exp(-distance ** 2) to be a kernel
         for its, width in zip(shape.parameters, widths):
             if isinstance(its, Range):
                 self._even.append(width * math.sqrt(2 * math.pi))
-                self._factors.append(1 / width)
+                self._factors.append(math.sqrt(0.5) / width)
             else:
                 number = len(its.options)
                 self._even.append((total + number) / (total + 1) / number)
-                self._factors.extend([math.sqrt(math.log(total + 1))] * number)
+                self._factors.extend([math.sqrt(0.5 * math.log(total + 1))] * number)
         self._weights = [weight for _, weight in points]
         self._centres = [self._scaled(point) for point, _ in points]
 
@@ -476,7 +475,7 @@ class Kernels:
         """Return its logarithm, but for a constant."""
         even = [self._even[which] for which in point.parts]
         distances = map(math.dist, self._centres, itertools.repeat(self._scaled(point)))
-        near = [math.exp(-0.5 * distance * distance) for distance in distances]
+        near = [math.exp(-distance * distance) for distance in distances]
         density = math.prod(even) + sum(map(operator.mul, near, self._weights))
         return math.log(max(density, 1e-300)) - sum(map(math.log, even))
 
