@@ -9,6 +9,7 @@ The map: each module imports only from those below it.
     process.instances     n instances of a script: started, watched, restarted
     speval                THE JOB: what may happen to an evaluation, the worker, the public functions
     search                evaluation spaces: grids, at random, evenly spread, or suggested one by one
+    domains               where arguments may be: ranges and choices
     stopping              rules by which evaluations that are not promising are stopped
     view.progress         how far a sweep is, in one line
     process.jobs          n local processes that all do the same

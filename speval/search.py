@@ -11,16 +11,28 @@ algorithm components and their roles for better empirical performance" (2023).
 from __future__ import annotations
 
 import bisect
-import copy
 import itertools
 import math
 import operator
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from .domains import (
+    Choice,
+    Point,
+    Range,
+    Shape,
+    choice,
+    combinations,
+    fill,
+    integers,
+    loguniform,
+    uniform,
+    whole_number,
+)
 from .stopping import halving, median
-from .values import encode, from_json, to_json
+from .values import encode, from_json
 
 __all__ = [
     "TPE",
@@ -35,238 +47,7 @@ __all__ = [
     "uniform",
 ]
 
-LARGEST = 1e300  # bound, that the distance of two of them is a float
-
-
-class Range:
-    """Numbers from `low` to `high`, both of them included: made by `uniform`, `loguniform`, `integers`."""
-
-    def __init__(self, kind: str, low: float, high: float) -> None:
-        if low > high:
-            raise ValueError(f"{kind}({low!r}, {high!r}): the lower bound comes first")
-        if kind == "loguniform" and low <= 0:
-            raise ValueError(f"{kind}({low!r}, {high!r}): a logarithm needs bounds above 0")
-        self.kind, self.low, self.high = kind, low, high
-        self.which = -1  # number of the parameter, once it is in a shape
-        self.step = 1 / (high - low + 1) if kind == "integers" else 0.0  # of the way, to the next
-        self._first = self._scaled(low)
-        self._length = self._scaled(high) - self._first + bool(self.step)
-
-    def __repr__(self) -> str:
-        return f"{self.kind}({self.low!r}, {self.high!r})"
-
-    def _scaled(self, value: float) -> float:
-        return math.log10(value) if self.kind == "loguniform" else float(value)  # so that decades are round
-
-    def at(self, share: float) -> float:
-        """Return the number at a share, from 0 to 1, of the way from the lowest to the highest."""
-        if self.kind == "loguniform":
-            value: float = 10 ** (self._first + share * self._length)
-        else:
-            value = self.low + (int if self.step else float)(share * self._length)
-        return min(max(value, self.low), self.high)
-
-    def place(self, value: Any) -> float | None:
-        """Return the share at which a value is (whole numbers: its middle), None if it is not there."""
-        if type(value) not in ((int,) if self.step else (int, float)) or not self.low <= value <= self.high:
-            return None
-        return (self._scaled(value) - self._first) / self._length + self.step / 2 if self._length else 0.5
-
-    def levels(self, number: int) -> list[float]:
-        """Return so many numbers, evenly spread, the bounds among them; of one, the middle."""
-        if not self.step and number > 1 and self.low < self.high:
-            return [self.low, *(self.at(i / (number - 1)) for i in range(1, number - 1)), self.high]
-        if not self.step:
-            return [self.at(0.5)]
-        gaps = min(number - 1, int(self.high - self.low))
-        if gaps == 0:
-            return [(self.low + self.high) // 2]
-        return [self.low + (2 * (self.high - self.low) * i + gaps) // (2 * gaps) for i in range(gaps + 1)]
-
-
-class Choice:
-    """One of several options: made by `choice`; `which` as of a `Range`."""
-
-    def __init__(self, options: list[Any]) -> None:
-        self.options, self.which = options, -1
-
-    def __repr__(self) -> str:
-        return f"choice({self.options!r})"
-
-
-def uniform(low: float, high: float) -> Range:
-    """Return the domain of the numbers between two bounds.
-
-    Examples
-    --------
-    >>> grid(uniform(0, 1), levels=3)
-    [0.0, 0.5, 1.0]
-    """
-    return Range("uniform", _number("low", low), _number("high", high))
-
-
-def loguniform(low: float, high: float) -> Range:
-    """Return the domain of the positive numbers between two bounds, spread evenly in their logarithm.
-
-    Examples
-    --------
-    >>> grid(loguniform(1, 100), levels=3)
-    [1.0, 10.0, 100.0]
-    """
-    return Range("loguniform", _number("low", low), _number("high", high))
-
-
-def integers(low: int, high: int) -> Range:
-    """Return the domain of the whole numbers from `low` to `high`, both of them included.
-
-    Examples
-    --------
-    >>> grid(integers(1, 3))
-    [1, 2, 3]
-    """
-    return Range("integers", _whole_number("low", low), _whole_number("high", high))
-
-
-def choice(options: Iterable[Any]) -> Choice:
-    """Return the domain of some options, each of which may be anything: a constant, a domain, a whole space.
-
-    Examples
-    --------
-    >>> grid({"model": choice([{"kind": "svm", "C": loguniform(0.1, 10)}, "naive"])}, levels=2)
-    [{'model': {'kind': 'svm', 'C': 0.1}}, {'model': {'kind': 'svm', 'C': 10.0}}, {'model': 'naive'}]
-    """
-    if isinstance(options, (str, bytes, Mapping, set, frozenset)) or not isinstance(options, Iterable):
-        raise TypeError(f"choice() takes a list of options, not {options!r}: their order has to be the same")
-    its = list(options)
-    if not its:
-        raise ValueError("choice() has no options: give it one at least")
-    return Choice(its)
-
-
-def _number(what: str, value: Any) -> float:
-    if isinstance(value, (bool, str)) or not hasattr(type(value), "__float__"):
-        raise TypeError(f"{what} has to be a number, not {value!r}")
-    if not abs(value) <= LARGEST:  # which NaN is not either
-        raise ValueError(f"{what} has to be a number within +-{LARGEST:g}, not {value!r}")
-    return float(value)
-
-
-def _whole_number(what: str, value: Any, least: float = -LARGEST) -> int:
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{what} has to be a whole number (int), not {value!r}")
-    if not least <= value <= LARGEST:
-        raise ValueError(f"{what} has to be a number from {least:g} to {LARGEST:g}, not {value!r}")
-    return operator.index(value)
-
-
-class Point(NamedTuple):
-    """Where arguments are in a space."""
-
-    parts: dict[int, float]  # by parameter that they have: the share of the way, or the number of the option
-    coords: tuple[float, ...]  # of all: the share, 0.5 if they have it not; for each option 1 or 0
-
-
 Weighted = tuple[Point, float]
-
-
-class Shape:
-    """A space whose parameters, those of all branches, are numbered."""
-
-    def __init__(self, space: Any) -> None:
-        self.parameters: list[Range | Choice] = []
-        self.tree = self._grow(space)  # with constants as JSON has them
-
-    def _grow(self, space: Any) -> Any:
-        if isinstance(space, (Range, Choice)):
-            its = copy.copy(space)
-            its.which = len(self.parameters)
-            self.parameters.append(its)
-            if isinstance(its, Choice):
-                its.options = list(map(self._grow, its.options))
-            return its
-        if isinstance(space, dict):
-            tree = {_key(key): self._grow(inner) for key, inner in space.items()}
-            if len(tree) < len(space):
-                raise ValueError(f"two keys of the space are equal as text, among {list(space)}")
-            return tree
-        if isinstance(space, (list, tuple)):
-            return list(map(self._grow, space))
-        return from_json(to_json(space), "a constant of the space")
-
-    def place(self, args: Any) -> Point | None:
-        """Return where arguments are, None if they are not of this space."""
-        parts: dict[int, float] = {}
-        if not _fits(self.tree, args, parts):
-            return None
-        coords: list[float] = []
-        for its in self.parameters:
-            if isinstance(its, Range):
-                coords.append(parts.get(its.which, 0.5))
-            else:
-                chosen = parts.get(its.which)
-                coords.extend([float(number == chosen) for number in range(len(its.options))])
-        return Point(parts, tuple(coords))
-
-
-def _key(key: Any) -> str:
-    (text,) = from_json(to_json({key: None}), "a key of the space")
-    return str(text)
-
-
-def _fill(tree: Any, shares: Sequence[float]) -> Any:
-    """Return arguments at these shares, one for each parameter, of the way from its first to its last."""
-    if isinstance(tree, dict):
-        return {key: _fill(inner, shares) for key, inner in tree.items()}
-    if isinstance(tree, list):
-        return [_fill(inner, shares) for inner in tree]
-    if isinstance(tree, Range):
-        return tree.at(shares[tree.which])
-    if isinstance(tree, Choice):
-        number = int(shares[tree.which] * len(tree.options))
-        return _fill(tree.options[min(number, len(tree.options) - 1)], shares)
-    return tree
-
-
-def _grid(tree: Any, levels: int) -> Iterable[Any]:
-    if isinstance(tree, dict):
-        rows = itertools.product(*(_grid(inner, levels) for inner in tree.values()))
-        return (dict(zip(tree, row)) for row in rows)
-    if isinstance(tree, list):
-        return map(list, itertools.product(*(_grid(inner, levels) for inner in tree)))
-    if isinstance(tree, Range):
-        return tree.levels(levels)
-    if isinstance(tree, Choice):
-        return itertools.chain.from_iterable(_grid(option, levels) for option in tree.options)
-    return [tree]
-
-
-def _fits(tree: Any, value: Any, parts: dict[int, float]) -> bool:
-    """Tell whether a value is of a space, and put into `parts` where each of its parameters is."""
-    if isinstance(tree, dict):
-        if not isinstance(value, dict) or value.keys() != tree.keys():
-            return False
-        return all(_fits(inner, value[key], parts) for key, inner in tree.items())
-    if isinstance(tree, list):
-        if not isinstance(value, list) or len(value) != len(tree):
-            return False
-        return all(map(_fits, tree, value, itertools.repeat(parts)))
-    if isinstance(tree, Range):
-        share = tree.place(value)
-        parts[tree.which] = share or 0.0
-        return share is not None
-    if isinstance(tree, Choice):
-        return _fits_option(tree, value, parts)
-    return type(tree) is type(value) and (tree == value or encode(tree) == encode(value))  # NaN is NaN
-
-
-def _fits_option(tree: Choice, value: Any, parts: dict[int, float]) -> bool:
-    for number, option in enumerate(tree.options):
-        inside: dict[int, float] = {}
-        if _fits(option, value, inside):
-            parts.update(inside)
-            parts[tree.which] = number
-            return True
-    return False
 
 
 def grid(space: Any, levels: int = 5) -> list[Any]:
@@ -292,8 +73,8 @@ def grid(space: Any, levels: int = 5) -> list[Any]:
     [{'x': 0.0, 'n': 1, 'epochs': 10}, {'x': 0.0, 'n': 2, 'epochs': 10},
      {'x': 1.0, 'n': 1, 'epochs': 10}, {'x': 1.0, 'n': 2, 'epochs': 10}]
     """
-    number = _whole_number("levels", levels, 1)
-    texts = dict.fromkeys(map(encode, _grid(Shape(space).tree, number)))
+    number = whole_number("levels", levels, 1)
+    texts = dict.fromkeys(map(encode, combinations(Shape(space).tree, number)))
     return [from_json(text, "arguments of the grid") for text in texts]
 
 
@@ -308,9 +89,9 @@ def sample(space: Any, n: int, seed: int = 0) -> list[Any]:
     True
     """
     shape = Shape(space)
-    number = _whole_number("n", n, 1)
-    rng = random.Random(f"sample {_whole_number('seed', seed)}")
-    return [_fill(shape.tree, [rng.random() for _ in shape.parameters]) for _ in range(number)]
+    number = whole_number("n", n, 1)
+    rng = random.Random(f"sample {whole_number('seed', seed)}")
+    return [fill(shape.tree, [rng.random() for _ in shape.parameters]) for _ in range(number)]
 
 
 def quasi(space: Any, n: int, seed: int = 0) -> list[Any]:
@@ -324,9 +105,9 @@ def quasi(space: Any, n: int, seed: int = 0) -> list[Any]:
     [1, 2, 3, 4]
     """
     shape = Shape(space)
-    number = _whole_number("n", n, 1)
-    sequence = Halton(len(shape.parameters), _whole_number("seed", seed))
-    return [_fill(shape.tree, sequence.at(index)) for index in range(number)]
+    number = whole_number("n", n, 1)
+    sequence = Halton(len(shape.parameters), whole_number("seed", seed))
+    return [fill(shape.tree, sequence.at(index)) for index in range(number)]
 
 
 class Halton:
@@ -428,7 +209,7 @@ class Past:
         m = min(math.ceil(GOOD * len(self.ranking)), MOST)
         weights = [math.log(m + 1) - math.log(rank) for rank in range(1, m + 1)]
         order = [index for _, index in self.ranking] + self.others
-        good = self._weighted(order[:m], m / sum(weights))
+        good = self._weighted(order[:m], m / math.fsum(weights))
         good = [(point, factor * weight) for (point, factor), weight in zip(good, weights)]
         if len(order) - m <= ROOM:
             return good, self._weighted(order[m:], 1.0)
@@ -454,7 +235,7 @@ class Kernels:
     """
 
     def __init__(self, shape: Shape, points: list[Weighted], widths: list[float]) -> None:
-        total = sum(weight for _, weight in points) + 1
+        total = math.fsum(weight for _, weight in points) + 1
         self._even: list[float] = []  # by parameter: how dense that one is, beside the middle of a kernel
         self._factors: list[float] = []  # by coordinate, for exp(-distance ** 2) to be a kernel
         for its, width in zip(shape.parameters, widths):
@@ -516,8 +297,8 @@ class TPE:
     ) -> None:
         if key is not None and not isinstance(key, str):
             raise TypeError(f"key is the text under which results have their number, not {key!r}")
-        self.maximize, self.key, self.seed = bool(maximize), key, _whole_number("seed", seed)
-        self._number = _whole_number("n", n, 1)
+        self.maximize, self.key, self.seed = bool(maximize), key, whole_number("seed", seed)
+        self._number = whole_number("n", n, 1)
         self._shape = Shape(space)
         self._halton = Halton(len(self._shape.parameters), self.seed)
         self._past = Past(self._shape, self.maximize, key)
@@ -545,15 +326,15 @@ class TPE:
             point = self._shape.place(args)
             if point is None or point.coords not in self._past.tried:
                 return args
-        return _fill(self._shape.tree, [rng.random() for _ in self._shape.parameters])
+        return fill(self._shape.tree, [rng.random() for _ in self._shape.parameters])
 
     def _ordered(self, known: int, rng: random.Random) -> Iterator[Any]:
         """Yield what to evaluate, in the order in which it is wanted, for the case that it was tried."""
         if known >= START and self._past.ranking:
             yield from self._candidates(rng)
         for index in range(known, known + TRIES):
-            yield _fill(self._shape.tree, self._halton.at(index))
-        yield from itertools.islice(_grid(self._shape.tree, FEW), FEW)
+            yield fill(self._shape.tree, self._halton.at(index))
+        yield from itertools.islice(combinations(self._shape.tree, FEW), FEW)
 
     def _candidates(self, rng: random.Random) -> list[Any]:
         points, others = self._past.split()
@@ -564,7 +345,7 @@ class TPE:
         for _ in range(CANDIDATES):
             number = bisect.bisect(sums, rng.random() * sums[-1], hi=len(points))  # 0: none, anywhere
             start = points[number - 1][0].parts if number else {}
-            args = _fill(self._shape.tree, self._near(start, widths, sums[-1], rng))
+            args = fill(self._shape.tree, self._near(start, widths, sums[-1], rng))
             point = self._shape.place(args)
             if point is not None:
                 found.append((bad.log_density(point) - good.log_density(point), args))
@@ -572,13 +353,15 @@ class TPE:
 
     def _widths(self, points: list[Weighted]) -> list[float]:
         """Return how wide kernels are in each parameter: less than the good evaluations are apart."""
+        # By fsum(), because sum() is another one since Python 3.12.
         exponent = -1 / (4 + len(self._shape.parameters))
         widths = []
         for its in self._shape.parameters:
             shares = [(point.parts[its.which], w) for point, w in points if its.which in point.parts]
-            total = sum(w for _, w in shares) + EVEN
-            mean = (sum(w * share for share, w in shares) + EVEN * 0.5) / total
-            square = sum(w * (share - mean) ** 2 for share, w in shares) + EVEN * ((0.5 - mean) ** 2 + 1 / 12)
+            total = math.fsum(w for _, w in shares) + EVEN
+            mean = (math.fsum(w * share for share, w in shares) + EVEN * 0.5) / total
+            square = math.fsum(w * (share - mean) ** 2 for share, w in shares)
+            square += EVEN * ((0.5 - mean) ** 2 + 1 / 12)
             step = its.step if isinstance(its, Range) else 0.0
             width = math.sqrt(square / total) * max(len(shares), 1) ** exponent
             widths.append(max(width, NARROWEST, step / 2))

@@ -16,6 +16,7 @@ MAP = [line.split()[0] for line in (speval.__doc__ or "").splitlines() if line.s
 # What is optional is imported where it is needed.
 OPTIONAL = {
     "database.postgres",
+    "domains",
     "process.instances",
     "process.jobs",
     "search",
