@@ -41,6 +41,7 @@ class History(Sequence[dict[str, Any]]):
         self._forget()
 
     def _forget(self) -> None:
+        self._fresh = True  # nothing is known but what is read now
         self._evals: list[dict[str, Any]] = []
         self._places: dict[int, int] = {}  # id: where it stands
         self._open: set[int] = set()  # ids of what may change yet
@@ -58,26 +59,29 @@ class History(Sequence[dict[str, Any]]):
 
     def renew(self) -> History:
         """Read what has changed since the last time."""
-        while self._read():
+        while not self._is_read():
             pass
         return self
 
-    def _read(self) -> bool:
-        """Read some of what has changed; tell whether there is more."""
+    def _is_read(self) -> bool:
+        """Read some of what has changed; tell whether that was all."""
         with self._db.read() as conn:
             ((resets, number),) = conn.execute(STATE, {"reset": RESET}).fetchall()
             if resets != self._resets:
                 self._forget()
-            rows, after = read_some(conn, sorted(self._open)), self.last
-            new, _ = read_chunk(conn, after, None)
+            rows = read_some(conn, sorted(self._open))
+            new, _ = read_chunk(conn, self.last, None)
+            deleted = not new and len(self) != number  # or put between others, by hand
+            if deleted and self._fresh:
+                raise conn.DatabaseError("its indexes are not right")
         self._resets = resets
         self._take(rows)
         self._take(new)
-        if len(self) == number or (after == START and not new):
-            return False
-        if not new:  # rows were deleted by hand
+        if deleted:
             self._forget()
-        return True
+        complete = len(self) == number
+        self._fresh = self._fresh and not complete
+        return complete and not deleted
 
     def _take(self, rows: Iterable[tuple[Any, ...]]) -> None:
         for id, *row in rows:

@@ -12,6 +12,7 @@ from typing import Any
 from .database import Connection, Database, Name, existing
 from .errors import SpaceMismatch
 from .process.signals import Signals
+from .space import ADAPTIVE
 from .values import from_json
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "not_stored",
     "read_chunk",
     "read_some",
+    "search_of",
     "unfinished",
 ]
 
@@ -234,16 +236,21 @@ def count_surely(db: Database, conn: Connection) -> dict[str, int]:
     return numbers
 
 
-TO_SUGGEST = """
-    SELECT size - (SELECT count(*) FROM evals) FROM spaces
-    WHERE objective IS NOT NULL ORDER BY added DESC LIMIT 1"""
+LARGEST_SEARCH = f"""
+    SELECT size, fingerprint FROM spaces WHERE fingerprint LIKE '{ADAPTIVE} %'
+    ORDER BY size DESC, added DESC LIMIT 1"""
+
+
+def search_of(conn: Connection) -> tuple[int, str]:
+    """Return how many evaluations the largest adaptive space is to make, and what it is after."""
+    found = conn.execute(LARGEST_SEARCH).fetchall()
+    return (found[0][0], str(found[0][1])[len(ADAPTIVE) + 1 :]) if found else (0, "")
 
 
 def count_all(db: Database, conn: Connection) -> dict[str, int]:
     """Count; what an adaptive space has yet to suggest is pending too."""
     numbers = count_surely(db, conn)
-    for (number,) in conn.execute(TO_SUGGEST).fetchall():
-        numbers["pending"] += max(number, 0)
+    numbers["pending"] += max(search_of(conn)[0] - sum(numbers.values()), 0)
     return numbers
 
 

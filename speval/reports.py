@@ -8,58 +8,54 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from .database import Connection, Database
 from .errors import SpevalError
 from .process.signals import Signals
 from .workers import check_in
 
-__all__ = ["Reports", "Rule", "delete", "store"]
+__all__ = ["LAST", "Reports", "Rule", "delete", "store"]
 
-# Not after a reset; but what was lost may come late, as a result may.
+LAST = 2**63 - 1  # step that a database has
+
+# Of the last claim, and not after a reset.
 STORE_REPORT = """
     INSERT INTO reports (id, step, value)
-    SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM evals WHERE evals.id = ? AND ? > reset)
+    SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM evals WHERE evals.id = ? AND attempt = ? AND attempt > reset)
     ON CONFLICT (id, step) DO UPDATE SET value = excluded.value"""
 DELETE_REPORTS = """
     DELETE FROM reports WHERE id BETWEEN :first AND :last AND EXISTS (SELECT 1 FROM evals
         WHERE evals.id = reports.id AND (CAST(:status AS TEXT) IS NULL OR status = :status))"""
 VALUES_AT = "SELECT value FROM reports WHERE step = :step AND id <> :id"
 ASKED = 8  # decisions, at most, that wait for a transaction
+LONG = 1.0  # seconds
 SHARE = 0.05  # of its time, that an evaluation may spend on transactions for what it reports
 
 
 class Rule(Protocol):
-    """When to stop an evaluation that is not promising. Of values, the smallest is best, or the largest."""
-
-    maximize: bool
+    """When to stop an evaluation that is not promising."""
 
     def decides_at(self, step: int, before: int) -> bool:
         """Tell whether to compare at this step; `before` is that of the last report, -1 if there is none."""
 
-    def stops(self, last: float, best: float, others: Sequence[float]) -> bool:
-        """Tell whether to stop, by the last value and the best so far, and what others had at this step."""
+    def stops(self, own: Sequence[float], others: Sequence[float]) -> bool:
+        """Tell whether to stop, by its own values up to this step, and what others had there."""
 
 
 class Due:
-    """When the next transaction of its kind may come, `at`, by what those before have taken on average."""
+    """When the next transaction of its kind may come, `at`, by what those before have taken on average.
+
+    No single wait counts more than `LONG`.
+    """
 
     def __init__(self) -> None:
         self.at = -math.inf
         self._took = 0.0
 
     def learn(self, began: float, ended: float) -> None:
-        self._took += (ended - began - self._took) / 4
+        self._took += (min(ended - began, LONG) - self._took) / 4
         self.at = ended + self._took / SHARE
-
-
-class Asked(NamedTuple):
-    """A report by which to decide: the step, its value, and the best up to then."""
-
-    step: int
-    value: float
-    best: float
 
 
 class Reports:
@@ -79,20 +75,20 @@ class Reports:
         self._db = db
         self._row = row
         self._rule = rule
-        self._sign = -1.0 if rule is not None and rule.maximize else 1.0
         self._exchanging = exchanging
         self._clock = clock
         self._pid = os.getpid()
         self._new: dict[tuple[int, int, int], float] = {}  # id, attempt and step: value
         self._writes, self._reads = Due(), Due()
-        self._claim: Any = None
+        self.running: Any = None  # the claim of the evaluation that runs
         self._begin(None)
 
     def _begin(self, claim: Any) -> None:
         self._claim = claim
         self._step = -1
-        self._best = math.nan
-        self._asked: collections.deque[Asked] = collections.deque(maxlen=ASKED)  # the last by which to decide
+        self._values: list[float] = []  # if there is a rule
+        # The last reports by which to decide: step, and how many values there were.
+        self._asked: collections.deque[tuple[int, int]] = collections.deque(maxlen=ASKED)
         self._stopped: int | None = None
 
     def stopped(self, claim: Any) -> int | None:
@@ -101,16 +97,19 @@ class Reports:
 
     def add(self, claim: Any, value: float, step: int | None) -> bool:
         """Take in a report of the evaluation that runs; tell whether it is to stop."""
-        if os.getpid() != self._pid:  # in a child that `func` has forked
+        if (
+            claim is not self.running or os.getpid() != self._pid
+        ):  # of a thread, or a child, that is left over
             return False
         if claim is not self._claim:
             self._begin(claim)
-        before, self._step = self._step, self._step + 1 if step is None else step
-        self._new[claim.id, claim.attempt, self._step] = value
-        if math.isnan(self._best) or self._sign * value < self._sign * self._best:
-            self._best = value
-        if self._rule is not None and self._rule.decides_at(self._step, before):
-            self._asked.append(Asked(self._step, value, self._best))
+        at = min(self._step + 1, LAST) if step is None else step
+        before, self._step = self._step, at
+        self._new[claim.id, claim.attempt, at] = value
+        if self._rule is not None:
+            self._values.append(value)
+            if self._rule.decides_at(at, before):
+                self._asked.append((at, len(self._values)))
         if self._clock() >= (self._reads if self._asked else self._writes).at:
             self._look()
         if self._stopped is not None:
@@ -121,28 +120,38 @@ class Reports:
         """Store what is new, if that is due, and decide what is asked."""
         began, asked = self._clock(), list(self._asked)
         due = self._writes if began >= self._writes.at else self._reads
+        try:
+            others = self._exchanged(asked, due is self._writes)
+            if others is not None:
+                self._asked.clear()
+                self._decide(asked, others)
+        finally:
+            due.learn(began, self._clock())
+
+    def _decide(self, asked: list[tuple[int, int]], others: list[list[float]]) -> None:
+        for (_, number), values in zip(asked, others):
+            if self._rule is not None and self._rule.stops(self._values[:number], values):
+                self._stopped = self._step
+
+    def _exchanged(self, asked: list[tuple[int, int]], writes: bool) -> list[list[float]] | None:
+        """Return what others had at these steps; None if that cannot be told now."""
         with Signals():
             if not self._exchanging.acquire(
                 blocking=False
             ):  # the watchdog does it; or a signal's handler reports
-                return
+                return None
             try:
-                others = self._store(asked) if due is self._writes else self._seen(asked)
+                return self._store(asked) if writes else self._seen(asked)
             except SpevalError:  # the worker meets it too, and says so
-                return
+                return None
             finally:
                 self._exchanging.release()
-                due.learn(began, self._clock())
-        self._asked.clear()
-        for (_, value, best), values in zip(asked, others):
-            if self._rule is not None and self._rule.stops(value, best, values):
-                self._stopped = self._step
 
-    def _seen(self, asked: list[Asked]) -> list[list[float]]:
+    def _seen(self, asked: list[tuple[int, int]]) -> list[list[float]]:
         with self._db.glance() as conn:
             return _others(conn, asked, self._claim.id)
 
-    def _store(self, asked: list[Asked]) -> list[list[float]]:
+    def _store(self, asked: list[tuple[int, int]]) -> list[list[float]]:
         new = self.new()
         with self._db.write() as conn:
             check_in(self._db, conn, self._row, True)
@@ -156,11 +165,12 @@ class Reports:
 
     def forget(self, stored: list[tuple[tuple[int, int, int], float]]) -> None:
         for key, value in stored:
-            if self._new.get(key) is value:  # else it was reported anew meanwhile
-                del self._new[key]
+            newer = self._new.pop(key, value)
+            if newer is not value:  # it was reported anew meanwhile
+                self._new.setdefault(key, newer)
 
 
-def _others(conn: Connection, asked: list[Asked], id: int) -> list[list[float]]:
+def _others(conn: Connection, asked: list[tuple[int, int]], id: int) -> list[list[float]]:
     """Return, for each step, what the others have reported."""
     found = []
     for step, *_ in asked:

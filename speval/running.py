@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
-from .reports import Reports
+from .reports import LAST, Reports
 from .values import from_json
 
 __all__ = ["Claim", "current_eval", "known_at_work", "report", "running", "waiting_for_this"]
@@ -75,8 +75,9 @@ def current_eval() -> dict[str, Any] | None:
 def report(value: SupportsFloat, step: SupportsIndex | None = None) -> bool:
     """Report, inside `func`, how good the evaluation is so far; tell whether it should stop.
 
-    Reports are stored, some at once, together with those of the others; `load_evals` returns them. Outside
-    of an evaluation, and in processes and threads that `func` has started, nothing is done.
+    Reports are stored, some at once, together with those of the others; `load_evals` returns them. Those of
+    an evaluation that was lost stay, and its next attempt replaces them step by step. Outside of an
+    evaluation, in other processes, and in threads without the context of `func`, nothing is done.
 
     Parameters
     ----------
@@ -90,22 +91,28 @@ def report(value: SupportsFloat, step: SupportsIndex | None = None) -> bool:
     -------
     bool
         True if `speval` was given a rule `stop`, and the evaluation is not promising by that: then `func`
-        should return what it has. It is completed then, with the step as ``"stopped"``.
+        should return what it has. It is completed then, with the step of its last report as
+        ``"stopped"``; it is taken for stopped, too, if it goes on all the same.
 
     Raises
     ------
     TypeError, ValueError
-        If `value` is no number, or `step` no whole number from 0 on.
+        If `value` is no number, or `step` no whole number from 0 to 2**63 - 1.
 
     Examples
     --------
     >>> report(0.5, step=3)
     False
     """
-    number = float(value)
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"what is reported has to be a number, not {value!r}")
+    try:
+        number = float(value)
+    except OverflowError as exc:
+        raise ValueError(f"what is reported has to be a float: {exc}") from exc
     at = None if step is None else operator.index(step)
-    if at is not None and not 0 <= at < 2**63:
-        raise ValueError(f"a step is a whole number from 0 on, not {at}")
+    if at is not None and not 0 <= at <= LAST:
+        raise ValueError(f"a step is a whole number from 0 to {LAST}, not {at}")
     if not running.get():
         return False
     _, claim, reports = running.get()[-1]

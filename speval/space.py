@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from .process.background import notice
 from .values import encode, to_json
 
-__all__ = ["Adaptive", "Space"]
+__all__ = ["ADAPTIVE", "Adaptive", "Space", "adaptive", "suggestion"]
+
+ADAPTIVE = "adaptive"  # so begins the fingerprint of such a space, behind which stands what it is after
 
 
-@runtime_checkable
 class Adaptive(Protocol):
     """A space that makes its evaluations one by one, by what is known of those before."""
 
@@ -22,6 +23,24 @@ class Adaptive(Protocol):
 
     def suggest(self, history: Sequence[dict[str, Any]], /) -> Any:
         """Return the arguments of the next one, by all that there are, as `load_evals` returns them."""
+
+
+def adaptive(eval_space: Any) -> Adaptive | None:
+    """Return a space if it is adaptive; no list or dict is, whatever attributes it has."""
+    kind = type(eval_space)
+    if isinstance(eval_space, (Mapping, list, tuple)) or not hasattr(kind, "__len__"):
+        return None
+    space: Adaptive | None = eval_space if callable(getattr(kind, "suggest", None)) else None
+    return space
+
+
+def suggestion(space: Adaptive, history: Sequence[dict[str, Any]]) -> str:
+    """Return, as JSON, what an adaptive space suggests."""
+    args = space.suggest(history)
+    try:
+        return to_json(args)
+    except TypeError as exc:
+        raise TypeError(f"what suggest() returned {exc}") from exc
 
 
 class Space(contextlib.AbstractContextManager["Space"]):
@@ -35,9 +54,7 @@ class Space(contextlib.AbstractContextManager["Space"]):
     size, position : int
         Number of evaluations, and how many of them the last pass has yielded so far.
     fingerprint : str
-        Hash of names and arguments, in their order.
-    objective : str or None
-        Of an adaptive space: min or max, and the column that is to become so; empty if that is not known.
+        Hash of names and arguments, in their order. Of an adaptive space: what it is after.
     """
 
     def __init__(self, eval_space: Mapping[Any, Any] | Iterable[Any] | Adaptive) -> None:
@@ -46,13 +63,12 @@ class Space(contextlib.AbstractContextManager["Space"]):
 
         self.size = self.position = 0
         self._file = tempfile.SpooledTemporaryFile(1 << 20)  # noqa: SIM115 - it is closed by __exit__()
-        self.objective = None
-        if isinstance(eval_space, Adaptive):
-            self.objective, size, eval_space = _objective(eval_space), len(eval_space), []
+        its = adaptive(eval_space)
+        here: Any = eval_space if its is None else []
         digest = hashlib.blake2b(digest_size=16)
         try:
             with notice(lambda: f"reading the evaluation space, {self.size} evaluations so far"):
-                for name, args in _named(eval_space):
+                for name, args in _named(here):
                     line = f"{encode(name)}\t{_args_to_json(name, args)}\n".encode()
                     digest.update(line)
                     self._file.write(line)
@@ -61,8 +77,13 @@ class Space(contextlib.AbstractContextManager["Space"]):
             self._file.close()
             raise
         self.fingerprint = digest.hexdigest()
-        if self.objective is not None:
-            self.size, self.fingerprint = size, f"adaptive, {self.objective}"
+        self._number = self.size
+        if its is not None:
+            self.size, self.fingerprint = len(its), f"{ADAPTIVE} {_objective(its)}"
+
+    def __len__(self) -> int:
+        """Return the number of those that are here: none of an adaptive space."""
+        return self._number
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield name and arguments, the latter as JSON."""
@@ -77,8 +98,9 @@ class Space(contextlib.AbstractContextManager["Space"]):
 
 
 def _objective(space: Adaptive) -> str:
+    """Return min or max, and the column of the results that is to become so; nothing if that is not known."""
     maximize, key = getattr(space, "maximize", None), getattr(space, "key", None)
-    if maximize is None:
+    if not isinstance(maximize, bool) or not isinstance(key, (str, type(None))):
         return ""
     return f"{'max' if maximize else 'min'} result{'' if key is None else f'.{key}'}"
 

@@ -44,7 +44,7 @@ from .process.signals import Signals, Terminated
 from .reading import CHUNK_SIZE, check_status, count, count_evals, left, look_up, not_stored, unfinished
 from .reports import Reports, Rule, delete, store
 from .running import Claim, known_at_work, running, waiting_for_this
-from .space import Adaptive, Space
+from .space import Adaptive, Space, adaptive, suggestion
 from .values import MAX_ERROR, error_of, from_json, refusal_of, to_json
 from .workers import DIED, NOBODY, STALLED, UNKNOWN, Lookout, Loss, how_far
 
@@ -58,10 +58,9 @@ T = TypeVar("T")
 
 KNOW_SPACE = """
     SELECT 1 FROM spaces
-    WHERE fingerprint = :fingerprint AND size = :size AND size <= (SELECT count(*) FROM evals)"""
+    WHERE fingerprint = :fingerprint AND size = :size AND :number <= (SELECT count(*) FROM evals)"""
 KEEP_SPACE = """
-    INSERT INTO spaces (fingerprint, size, func, added, objective)
-    VALUES (:fingerprint, :size, :func, :now, :objective)"""
+    INSERT INTO spaces (fingerprint, size, func, added) VALUES (:fingerprint, :size, :func, :now)"""
 ADD_EVAL = """
     /* WITH added AS ( */ INSERT INTO evals (name, status, updated, args) VALUES (?, 'pending', ?, ?)
     /* RETURNING id, name) INSERT INTO names (id, name) SELECT id, name FROM added */"""
@@ -81,30 +80,30 @@ def populate(db: Database, space: Space, func: str, code: str | None = None) -> 
     known, said = False, []
     if db.exists():
         with Signals(), db.read() as conn:
-            known = db.is_prepared(conn) and _is_known(conn, space)
+            known = db.is_prepared(conn) and _is_known(conn, space, space.size)
             said, rest = differences(db, conn, func, code), any(left(conn))
     if not known:
         with Signals(), db.create() as conn:
             new = db.prepare(conn)
-            if not _is_known(conn, space):
+            if not _is_known(conn, space, len(space)):
                 _add(db, conn, space, func, space if new else not_stored(db, conn, space))
-            rest = any(left(conn)) or not _is_known(conn, space)
+            rest = any(left(conn)) or not _is_known(conn, space, space.size)
     for line in said:
         log.warning("%s", line)
     return rest
 
 
-def _is_known(conn: Connection, space: Space) -> bool:
-    """Tell whether there are all evaluations of `space`; of an adaptive one, as many as it is to make."""
-    return bool(conn.execute(KNOW_SPACE, {"fingerprint": space.fingerprint, "size": space.size}).fetchall())
+def _is_known(conn: Connection, space: Space, number: int) -> bool:
+    """Tell whether `space` was seen, and there are so many evaluations."""
+    facts = {"fingerprint": space.fingerprint, "size": space.size, "number": number}
+    return bool(conn.execute(KNOW_SPACE, facts).fetchall())
 
 
 def _add(db: Database, conn: Connection, space: Space, func: str, new: Iterable[tuple[str, str]]) -> None:
     now = time.time() + db.ahead
     with notice(lambda: f"adding to {db.path}, {space.position} of {space.size} evaluations so far"):
         conn.executemany(ADD_EVAL, ((name, now, args) for name, args in new))
-    facts = {"fingerprint": space.fingerprint, "size": space.size, "objective": space.objective}
-    conn.execute(KEEP_SPACE, {**facts, "func": func, "now": now})
+    conn.execute(KEEP_SPACE, {"fingerprint": space.fingerprint, "size": space.size, "func": func, "now": now})
 
 
 COUNT_EVALS = "SELECT count(*) FROM evals"
@@ -136,7 +135,7 @@ class Outcome(NamedTuple):
     stopped: int | None = None
 
 
-FIRST = -(2**63)  # of all ids
+FIRST, LAST = -(2**63), 2**63 - 1  # of all ids
 # The WHERE of a partial index has to stand here letter for letter, or SQLite scans the table. It believes
 # the index then; with the CAST it looks at the row too.
 FIND_PENDING = """
@@ -329,6 +328,7 @@ def reset(conn: Connection, first: int, last: int, status: str | None) -> int:
     return int(number)
 
 
+TRIES = 20  # suggestions that others have made meanwhile too, before one is evaluated again
 LOOK = 5.0  # seconds after which a busy worker looks after the others
 QUICK = 0.001  # seconds in which no program runs
 MOMENT, SHORT_MOMENT = 0.5, 0.2  # seconds, at most, until an interrupt that a program has got comes to us too
@@ -436,13 +436,14 @@ class Worker:
     def _claim_suggested(self) -> bool:
         """Add and claim what an adaptive space suggests; or tell that there are enough evaluations.
 
-        No instance waits while another one thinks. So they may come to the same: the later thinks again.
+        No instance waits while another one thinks. So they may come to the same: then the later thinks again.
         """
-        space = self._space
+        space, tries = self._space, 0
         while space is not None and len(known := self._insist(self._history.renew)) < len(space):
-            args = to_json(self._signals.let_through(space.suggest, known))
-            suggested = args, known.last, len(space)
-            if self._insist(functools.partial(self.exchange, 1, suggested=suggested)):
+            args = self._signals.let_through(suggestion, space, known)
+            self._stay_out_of_children(None)
+            after, tries = known.last if tries < TRIES else LAST, tries + 1
+            if self._insist(functools.partial(self.exchange, 1, suggested=(args, after, len(space)))):
                 return True
         return False
 
@@ -460,7 +461,7 @@ class Worker:
         self._since, ended = began, began_at
         while self.todo and age <= old and size <= CHUNK_SIZE:
             try:
-                self._running = claim = self.todo.popleft()
+                self._running = self._reports.running = claim = self.todo.popleft()
             except IndexError:  # the watchdog was quicker
                 break
             started = ended
@@ -530,7 +531,7 @@ class Worker:
 
     def _stay_out_of_children(self, exc: BaseException | None) -> None:
         if os.getpid() != self._pid:
-            raise SpevalError("func came back in a process that it forked: end that with os._exit()") from exc
+            raise SpevalError("func came back in a process that was forked in it: use os._exit()") from exc
 
     def exchange(
         self, room: int, since: float | None = None, suggested: tuple[str, int, int] | None = None
@@ -808,8 +809,7 @@ def speval(
     with Space(eval_space) as space:
         rest = populate(db, space, name_of(func), code)
     counts = None if rest else count_evals(db)
-    adaptive = eval_space if isinstance(eval_space, Adaptive) else None
-    settings = {"timeout": timeout, "max_attempts": max_attempts, "space": adaptive, "stop": stop}
+    settings = {"timeout": timeout, "max_attempts": max_attempts, "space": adaptive(eval_space), "stop": stop}
     work = functools.partial(_work, db if n_jobs == 1 else db.name, func, code, max_failures, wait, settings)
     told = n_jobs != 1 and not is_launched()
     nothing = contextlib.nullcontext()
@@ -915,7 +915,7 @@ def _check(
 ) -> None:
     if not callable(func):
         raise TypeError(f"func has to be callable, {func!r} is not")
-    if isinstance(eval_space, (str, bytes)) or not isinstance(eval_space, (Iterable, Adaptive)):
+    if isinstance(eval_space, (str, bytes)) or not (isinstance(eval_space, Iterable) or adaptive(eval_space)):
         raise TypeError(
             "eval_space has to be a list, an iterable, a dict or an adaptive space, not"
             f" {type(eval_space).__name__}"
@@ -992,7 +992,7 @@ def reset_evals(
 def _ids(db: Database, conn: Connection, names: Iterable[str] | None) -> list[tuple[int, int]]:
     """Return ranges of ids: of each name, or of all."""
     if names is None:
-        return [(FIRST, 2**63 - 1)]
+        return [(FIRST, LAST)]
     found = look_up(conn, [str(name) for name in names])
     missing = [name for name in names if str(name) not in found]
     if missing:

@@ -33,7 +33,7 @@ def median(warmup: int = 5, *, startup: int = 5, maximize: bool = False) -> Medi
 
     Examples
     --------
-    >>> median(warmup=5).stops(0.9, 0.8, [0.5, 0.6, 0.7, 0.8, 0.9])
+    >>> median(warmup=5).stops([0.9, 0.8], [0.5, 0.6, 0.7, 0.8, 0.9])
     True
     """
     return Median(_whole("warmup", warmup, 0), _whole("startup", startup, 1), maximize)
@@ -64,8 +64,8 @@ def halving(factor: int = 3, *, first: int = 1, maximize: bool = False) -> Halvi
     >>> rule = halving(factor=3)
     >>> [step for step in range(30) if rule.decides_at(step, step - 1)]
     [1, 3, 9, 27]
-    >>> rule.stops(0.4, 0.4, [0.1, 0.2, 0.6, 0.5, 0.3]), rule.stops(0.15, 0.15, [0.1, 0.2, 0.6, 0.5, 0.3])
-    (True, False)
+    >>> [rule.stops([value], [0.1, 0.2, 0.6, 0.5, 0.3]) for value in (0.4, 0.15)]
+    [True, False]
     """
     return Halving(_whole("factor", factor, 2), _whole("first", first, 1), maximize)
 
@@ -80,11 +80,11 @@ class Median(NamedTuple):
     def decides_at(self, step: int, before: int) -> bool:
         return step >= self.warmup
 
-    def stops(self, last: float, best: float, others: Sequence[float]) -> bool:
+    def stops(self, own: Sequence[float], others: Sequence[float]) -> bool:
         if len(others) < self.startup:
             return False
         middle = statistics.median(_badness(value, self.maximize) for value in others)
-        return _badness(best, self.maximize) > middle
+        return min(_badness(value, self.maximize) for value in own) > middle
 
 
 class Halving(NamedTuple):
@@ -100,8 +100,8 @@ class Halving(NamedTuple):
             rung *= self.factor
         return rung <= step
 
-    def stops(self, last: float, best: float, others: Sequence[float]) -> bool:
-        bad = _badness(last, self.maximize)
+    def stops(self, own: Sequence[float], others: Sequence[float]) -> bool:
+        bad = _badness(own[-1], self.maximize)
         better = sum(_badness(value, self.maximize) < bad for value in others)
         return better >= math.ceil((len(others) + 1) / self.factor)
 

@@ -111,6 +111,24 @@ speval(abs, Slow(), sys.argv[1])
         sandbox.end_by(instance, signal.SIGTERM)
         assert count_evals(name) == {"pending": 0, "in_progress": 0, "completed": 2, "failed": 0}
 
+    def test_a_child_that_comes_back_out_of_suggest_claims_nothing(self, sandbox: Sandbox, name: str) -> None:
+        script = (
+            SPACE
+            + """
+class Forking(Space):
+    def suggest(self, history):
+        if len(history) == 2:
+            child = os.fork()
+            if child:
+                assert os.waitpid(child, 0)[1]
+        return super().suggest(history)
+
+speval(lambda args: note(args["x"]), Forking(), sys.argv[1])
+"""
+        )
+        assert "came back in a process that was forked in it" in sandbox.run(script, name)
+        assert sandbox.calls() == [str(x) for x in range(60)]
+
     def test_nobody_waits_for_who_thinks(self, sandbox: Sandbox, name: str) -> None:
         script = (
             SPACE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import importlib
 import logging
 import math
@@ -21,6 +22,7 @@ from speval import (
     SpevalError,
     count_evals,
     current_eval,
+    history,
     iter_evals,
     load_evals,
     report,
@@ -592,6 +594,57 @@ class TestSuggestions:
         assert count_evals(db) == {"pending": 0, "in_progress": 0, "completed": 2, "failed": 0}
         assert speval(abs, Counting(5), db)["completed"] == 5
 
+    def test_who_is_always_late_with_the_same_evaluates_it_again_in_the_end(
+        self, db: Database, workers: Workers
+    ) -> None:
+        class Same(Counting):
+            def suggest(self, history: Any) -> int:
+                with db.write() as conn:  # somebody else is quicker
+                    job.add(db, conn, "7", 2**63 - 1, 1000)
+                    conn.execute("UPDATE evals SET status = 'completed', attempt = 1")
+                self.seen.append([])
+                return 7
+
+        space = Same(1000)
+        fill(db, space)
+        worker = job.Worker(db, None, 3, space=space)
+        assert worker._claim_suggested()
+        assert 1 < len(space.seen) < 50
+
+    @pytest.mark.parametrize("kind", [dict, list])
+    def test_a_list_or_a_dict_is_no_adaptive_space_whatever_it_has(self, db: Database, kind: Any) -> None:
+        class Obliging(kind):  # type: ignore[misc]
+            def __getattr__(self, name: str) -> Any:
+                return self
+
+            def suggest(self, history: Any) -> int:
+                raise AssertionError
+
+        calls: list[int] = []
+        speval(calls.append, Obliging({"a": 1, "b": 2} if kind is dict else [1, 2]), db)
+        assert calls == [1, 2]
+
+    def test_what_is_pending_is_by_the_largest_search_that_was_begun(self, db: Database) -> None:
+        speval(abs, Counting(5), db)
+        fill(db, Counting(8))
+        fill(db, Counting(3))
+        fill(db, Counting(8))
+        assert how_far(db)[0]["pending"] == 3
+        assert count_evals(db)["pending"] == 0
+        with db.read() as conn:
+            seen = conn.execute("SELECT size FROM spaces WHERE func <> ''").fetchall()
+        assert sorted(seen) == [(3,), (5,), (8,)]
+
+    def test_a_count_that_contradicts_the_rows_is_an_error_and_no_endless_loop(
+        self, db: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        speval(abs, range(3), db)
+        monkeypatch.setattr(
+            history, "STATE", history.STATE.replace("count(*) FROM evals", "count(*) + 1 FROM evals")
+        )
+        with pytest.raises(SpevalError):
+            History(db).renew()
+
     def test_the_history_is_what_is_stored_and_a_dict_of_it_stays_until_that_changes(
         self, db: Database, workers: Workers
     ) -> None:
@@ -638,18 +691,16 @@ class TestSuggestions:
 class Rule:
     """Stops at a step what is larger than all others there; remembers what it was asked."""
 
-    maximize = False
-
     def __init__(self, step: int) -> None:
         self.step = step
-        self.asked: list[tuple[float, float, list[float]]] = []
+        self.asked: list[tuple[list[float], list[float]]] = []
 
     def decides_at(self, step: int, before: int) -> bool:
         return before < self.step <= step
 
-    def stops(self, last: float, best: float, others: Any) -> bool:
-        self.asked.append((last, best, sorted(others)))
-        return len(others) > 0 and last > max(others)
+    def stops(self, own: Any, others: Any) -> bool:
+        self.asked.append((list(own), sorted(others)))
+        return len(others) > 0 and own[-1] > max(others)
 
 
 class TestReports:
@@ -690,7 +741,7 @@ class TestReports:
         assert speval(func, [3, 2, 4], db, stop=rule)["completed"] == 3
         rows = load_evals(db)
         assert [(row["result"], row["stopped"]) for row in rows] == [(0, None), (0, None), (1, 2)]
-        assert rule.asked == [(8, 3, []), (7, 2, [8]), (9, 4, [7, 8])]
+        assert rule.asked == [([13, 3, 8], []), ([12, 2, 7], [8]), ([14, 4, 9], [7, 8])]
 
     def test_who_goes_on_is_told_again_and_what_was_reset_is_not_known_as_stopped(self, db: Database) -> None:
         rule = Rule(1)
@@ -703,6 +754,45 @@ class TestReports:
         assert (rows[1]["result"], rows[1]["stopped"]) == ([False, True, True, True], 3)
         reset_evals(db, None)
         assert [(row["stopped"], row["reports"]) for row in load_evals(db, reports=True)] == [(None, {})] * 2
+
+    def test_a_step_after_the_last_that_there_is_costs_nothing(self, db: Database) -> None:
+        speval(lambda x: [report(x, 2**63 - 1), report(x + 1)], [5], db)
+        (row,) = load_evals(db, reports=True)
+        assert (row["result"], row["reports"]) == ([False, False], {2**63 - 1: 6})
+
+    def test_what_a_thread_of_an_evaluation_that_is_over_reports_is_not_of_the_next(
+        self, db: Database
+    ) -> None:
+        late = []
+
+        def func(x: int) -> None:
+            told = [report(x + step) for step in range(2)]
+            for context in late:
+                told.append(context.run(report, 99))
+            late.append(contextvars.copy_context())
+            report(x + 2)
+            assert told == [False] * len(told)
+
+        speval(func, [10, 20], db)
+        rows = load_evals(db, reports=True)
+        assert [row["reports"] for row in rows] == [{0: 10, 1: 11, 2: 12}, {0: 20, 1: 21, 2: 22}]
+
+    def test_those_of_a_claim_that_was_lost_do_not_replace_those_of_the_next(
+        self, db: Database, workers: Workers
+    ) -> None:
+        fill(db, [0])
+        late = workers.join()
+        (lost,) = claim(late)
+        db.locks.discard(late.id)
+        heir = workers.join()
+        (held,) = claim(heir)
+        db.locks.add(late.id)
+        for worker, its, value in ((heir, held, 1.0), (late, lost, 2.0)):
+            worker._reports.running = its
+            worker._reports.add(its, value, 0)
+        end(heir, held, result="1")
+        late.exchange(0)
+        assert load_evals(db, reports=True)[0]["reports"] == {0: 1.0}
 
     def test_a_reset_leaves_the_reports_of_others(self, db: Database) -> None:
         speval(report, range(3), db)
@@ -724,7 +814,9 @@ class TestReports:
         assert report(1.0) is False
         assert report(1.0, step=3) is False
 
-    @pytest.mark.parametrize("wrong", [("much",), (None,), (1.0, 0.5), (1.0, -1), (1.0, 2**63)])
+    @pytest.mark.parametrize(
+        "wrong", [("1",), (b"1",), (None,), (10**400,), (1.0, 0.5), (1.0, -1), (1.0, 2**63)]
+    )
     def test_what_is_no_report_is_an_error(self, wrong: Any) -> None:
         with pytest.raises((TypeError, ValueError)):
             report(*wrong)

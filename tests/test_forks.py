@@ -194,8 +194,8 @@ print(codes.count(1), "of", len(codes))
     [
         ("os._exit(1)", ""),
         ("sys.exit(1)", ""),
-        ("return x", "func came back in a process that it forked"),
-        ("raise ValueError(x)", "func came back in a process that it forked"),
+        ("return x", "func came back in a process that was forked in it"),
+        ("raise ValueError(x)", "func came back in a process that was forked in it"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     ],
 )

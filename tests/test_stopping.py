@@ -22,24 +22,27 @@ class TestMedian:
 
     def test_what_is_worse_than_half_of_the_others_is_stopped(self) -> None:
         rule = median(startup=4)
-        assert [rule.stops(value, value, [1, 2, 3, 4]) for value in (2.4, 2.5, 2.6)] == [False, False, True]
+        assert [rule.stops([value], [1, 2, 3, 4]) for value in (2.4, 2.5, 2.6)] == [False, False, True]
 
     def test_the_best_so_far_counts_not_the_last(self) -> None:
-        assert not median(startup=3).stops(9, 1, [1, 2, 3])
+        assert not median(startup=3).stops([1, 9], [1, 2, 3])
+
+    def test_a_value_that_is_no_number_does_not_make_one_worse(self) -> None:
+        assert not median(startup=3).stops([0.1, math.nan], [0.5, 0.6, 0.7])
 
     def test_too_few_others_stop_nothing(self) -> None:
-        assert not median(startup=5).stops(9, 9, [1, 2, 3, 4])
-        assert median(startup=4).stops(9, 9, [1, 2, 3, 4])
+        assert not median(startup=5).stops([9], [1, 2, 3, 4])
+        assert median(startup=4).stops([9], [1, 2, 3, 4])
 
     def test_the_largest_may_be_the_best(self) -> None:
-        assert median(startup=3, maximize=True).stops(1, 1, [1, 2, 3])
-        assert not median(startup=3, maximize=True).stops(3, 3, [1, 2, 3])
+        assert median(startup=3, maximize=True).stops([1], [1, 2, 3])
+        assert not median(startup=3, maximize=True).stops([3], [1, 2, 3])
 
     @pytest.mark.parametrize("maximize", [False, True])
     def test_what_is_no_number_is_worst(self, maximize: bool) -> None:
         rule = median(startup=3, maximize=maximize)
-        assert rule.stops(math.nan, math.nan, [1, 2, 3])
-        assert not rule.stops(1, 1, [math.nan] * 3)
+        assert rule.stops([math.nan], [1, 2, 3])
+        assert not rule.stops([1], [math.nan] * 3)
 
 
 class TestHalving:
@@ -53,23 +56,23 @@ class TestHalving:
     def test_the_best_part_of_those_that_have_come_goes_on(self) -> None:
         values = [0.1 * number for number in range(9)]
         rule = halving(factor=3)
-        going_on = [v for v in values if not rule.stops(v, v, [other for other in values if other != v])]
+        going_on = [v for v in values if not rule.stops([v], [other for other in values if other != v])]
         assert going_on == values[:3]
 
     def test_the_first_goes_on_and_of_two_the_better(self) -> None:
         rule = halving(factor=3)
-        assert not rule.stops(5, 5, [])
-        assert rule.stops(5, 5, [4])
-        assert not rule.stops(3, 3, [4])
+        assert not rule.stops([5], [])
+        assert rule.stops([5], [4])
+        assert not rule.stops([3], [4])
 
     def test_those_that_are_equal_go_on(self) -> None:
-        assert not halving().stops(1, 1, [1] * 20)
+        assert not halving().stops([1], [1] * 20)
 
     def test_the_largest_may_be_the_best_and_what_is_no_number_is_worst(self) -> None:
         rule = halving(factor=2, maximize=True)
-        assert not rule.stops(9, 9, [1, 2, 3])
-        assert rule.stops(1, 1, [9, 2, 3])
-        assert rule.stops(math.nan, math.nan, [9, 2, 3])
+        assert not rule.stops([9], [1, 2, 3])
+        assert rule.stops([1], [9, 2, 3])
+        assert rule.stops([math.nan], [9, 2, 3])
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,6 @@ WITHOUT_REPORTS = """
     CREATE INDEX evals_in_progress ON evals (worker) WHERE status = 'in_progress';
     CREATE INDEX evals_failed ON evals (id) WHERE status = 'failed';
     CREATE INDEX evals_by_hand ON evals (id) WHERE attempt = 0 AND status <> 'pending';
-    ALTER TABLE spaces RENAME TO new;
-    CREATE TABLE spaces (fingerprint TEXT NOT NULL, size INTEGER NOT NULL, func TEXT NOT NULL,
-        added REAL NOT NULL);
-    INSERT INTO spaces SELECT fingerprint, size, func, added FROM new;
-    DROP TABLE new;
     DROP TABLE reports;"""
 WITHOUT_FATE = """
     ALTER TABLE workers RENAME TO new;

@@ -50,8 +50,7 @@ CREATE = (
         id BIGINT PRIMARY KEY, host TEXT NOT NULL, pid BIGINT NOT NULL,
         started FLOAT8 NOT NULL, ended FLOAT8, code TEXT, fate TEXT)""",
     """CREATE TABLE spaces (
-        fingerprint TEXT NOT NULL, size BIGINT NOT NULL, func TEXT NOT NULL, added FLOAT8 NOT NULL,
-        objective TEXT)""",
+        fingerprint TEXT NOT NULL, size BIGINT NOT NULL, func TEXT NOT NULL, added FLOAT8 NOT NULL)""",
     """CREATE TABLE reports (
         id BIGINT NOT NULL, step BIGINT NOT NULL, value FLOAT8, PRIMARY KEY (id, step))""",
     "CREATE INDEX ON reports (step, value)",

@@ -21,7 +21,8 @@ CREATE_REPORTS = (
 # Every transaction opens the database and reads this again: as few tables and indexes as will do.
 # `reset` is the attempt at the last reset: no claim up to it can store anything any more. `code` is a
 # fingerprint of the function; `fate` how the process died, empty as long as who watches it has not said so.
-# `stopped` is the step of the last report, if that was told to stop.
+# `stopped` is the step of the last report, if that was told to stop. Of an adaptive space, the fingerprint
+# says what that is after; a reset has one too.
 CREATE = (
     """CREATE TABLE evals (
         id INTEGER PRIMARY KEY,
@@ -41,8 +42,7 @@ CREATE = (
         id INTEGER PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL,
         started REAL NOT NULL, ended REAL, code TEXT, fate TEXT)""",
     """CREATE TABLE spaces (
-        fingerprint TEXT NOT NULL, size INTEGER NOT NULL, func TEXT NOT NULL, added REAL NOT NULL,
-        objective TEXT)""",
+        fingerprint TEXT NOT NULL, size INTEGER NOT NULL, func TEXT NOT NULL, added REAL NOT NULL)""",
     *CREATE_REPORTS,
     "CREATE INDEX evals_pending ON evals (id) WHERE status = 'pending'",
     "CREATE INDEX evals_in_progress ON evals (worker) WHERE status = 'in_progress'",
@@ -65,7 +65,6 @@ UPGRADE_0_1_1 = (
 NEWER = {
     "workers": {"code": "TEXT", "fate": "TEXT"},
     "evals": {"stopped": "INTEGER"},
-    "spaces": {"objective": "TEXT"},
 }
 SHOW_EMPTY = (
     """CREATE TEMP VIEW evals AS SELECT NULL AS id, NULL AS name, NULL AS status, NULL AS updated,
@@ -73,8 +72,7 @@ SHOW_EMPTY = (
         NULL AS worker, NULL AS started, NULL AS stopped WHERE 0""",
     """CREATE TEMP VIEW workers AS SELECT NULL AS id, NULL AS host, NULL AS pid, NULL AS started,
         NULL AS ended, NULL AS code, NULL AS fate WHERE 0""",
-    """CREATE TEMP VIEW spaces AS SELECT NULL AS fingerprint, 0 AS size, NULL AS func, 0 AS added,
-        NULL AS objective WHERE 0""",
+    "CREATE TEMP VIEW spaces AS SELECT NULL AS fingerprint, 0 AS size, NULL AS func, 0 AS added WHERE 0",
     "CREATE TEMP VIEW reports AS SELECT 0 AS id, 0 AS step, 0 AS value WHERE 0",
 )
 SHOW_0_1_1 = (

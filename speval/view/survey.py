@@ -29,6 +29,7 @@ from ..reading import (
     count_all,
     first_fresh,
     iter_evals,
+    search_of,
 )
 from ..workers import live
 from .progress import ENOUGH, WINDOW
@@ -404,16 +405,11 @@ def best(evals_fname: Name, key: str, largest: bool) -> tuple[str, dict[str, Any
     return None if found is None else (column, found)
 
 
-OBJECTIVE = """
-    SELECT objective FROM spaces WHERE objective IS NOT NULL ORDER BY added DESC LIMIT 1"""
-
-
 def best_so_far(evals_fname: Name) -> tuple[str, dict[str, Any]] | None:
     """Return the same as `best`, by what an adaptive space is after; None if there is none, or no result."""
     db = existing(evals_fname)
     with Signals(), db.read() as conn:
-        found = conn.execute(OBJECTIVE).fetchall()
-    way, _, key = _text(found[0][0]).partition(" ") if found else ("", "", "")
+        way, _, key = search_of(conn)[1].partition(" ")
     with contextlib.suppress(ValueError):  # no result has it
         return best(evals_fname, key, way == "max") if key else None
     return None
