@@ -33,7 +33,7 @@ def search(start):
 
 if __name__ == "__main__":
     outer = os.path.join(FOLDER, "outer.db")
-    speval(search, STARTS, outer, n_jobs=4, stop=median(warmup=2, startup=3))
+    speval(search, STARTS, outer, n_jobs=4, stop=median(warmup=3, startup=3))
     evals = load_evals(outer)
     best = min((e["result"] for e in evals), key=lambda result: result["height"])
     print(f"{sum(e['stopped'] is not None for e in evals)} of {len(evals)} searches were stopped")
