@@ -230,12 +230,24 @@ def search() -> Iterator[Row]:
                     for seed in range(SEEDS)
                 }
         yield from _beside(found, workers)
+    yield "1 worker: median and mean rank, 1 is best", _ranks({its: found[its, 1] for its in kinds}), ""
     yield "TPE, 8 workers, ahead of 1 worker", _ahead(found["TPE", 8], found["TPE", 1])[0], "some half"
     if "Optuna" in kinds:
         yield "Optuna, 8 workers, ahead of 1 worker", _ahead(found["Optuna", 8], found["Optuna", 1])[0], ""
     yield "TPE, 8 workers, ahead of random", _ahead(found["TPE", 8], found["random", 1])[0], ""
     figures["search"] = {"evals": EVALS, "regrets": _regrets(found)}
     yield from _times("Optuna" in kinds)
+
+
+def _ranks(found: dict[str, dict[tuple[str, int], Run]]) -> str:
+    """Return the median and the mean rank of each kind among all, over functions and seeds."""
+    ranks: dict[str, list[float]] = {kind: [] for kind in found}
+    for one in next(iter(found.values())):
+        ends = {kind: runs[one][-1] for kind, runs in found.items()}
+        for kind, end in ends.items():
+            equal = sum(its == end for its in ends.values())
+            ranks[kind].append(sum(its < end for its in ends.values()) + (equal + 1) / 2)
+    return ", ".join(f"{kind} {median(its):g} ({sum(its) / len(its):.2f})" for kind, its in ranks.items())
 
 
 def _beside(found: dict[tuple[str, int], dict[tuple[str, int], Run]], workers: int) -> Iterator[Row]:
