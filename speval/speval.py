@@ -328,7 +328,6 @@ def reset(conn: Connection, first: int, last: int, status: str | None) -> int:
     return int(number)
 
 
-TRIES = 20  # suggestions that others have made meanwhile too, before one is evaluated again
 LOOK = 5.0  # seconds after which a busy worker looks after the others
 QUICK = 0.001  # seconds in which no program runs
 MOMENT, SHORT_MOMENT = 0.5, 0.2  # seconds, at most, until an interrupt that a program has got comes to us too
@@ -438,13 +437,14 @@ class Worker:
 
         No instance waits while another one thinks. So they may come to the same: then the later thinks again.
         """
-        space, tries = self._space, 0
+        space, refused = self._space, set()
         while space is not None and len(known := self._insist(self._history.renew)) < len(space):
             args = self._signals.let_through(suggestion, space, known)
             self._stay_out_of_children(None)
-            after, tries = known.last if tries < TRIES else LAST, tries + 1
+            after = LAST if args in refused else known.last  # which it knew, and suggests again
             if self._insist(functools.partial(self.exchange, 1, suggested=(args, after, len(space)))):
                 return True
+            refused.add(args)
         return False
 
     def _evaluate_batch(self, func: Callable[[Any], Any]) -> Iterator[Outcome]:

@@ -594,7 +594,7 @@ class TestSuggestions:
         assert count_evals(db) == {"pending": 0, "in_progress": 0, "completed": 2, "failed": 0}
         assert speval(abs, Counting(5), db)["completed"] == 5
 
-    def test_who_is_always_late_with_the_same_evaluates_it_again_in_the_end(
+    def test_who_is_late_with_what_it_suggests_again_all_the_same_evaluates_it_again(
         self, db: Database, workers: Workers
     ) -> None:
         class Same(Counting):
@@ -609,7 +609,7 @@ class TestSuggestions:
         fill(db, space)
         worker = job.Worker(db, None, 3, space=space)
         assert worker._claim_suggested()
-        assert 1 < len(space.seen) < 50
+        assert len(space.seen) == 2
 
     @pytest.mark.parametrize("kind", [dict, list])
     def test_a_list_or_a_dict_is_no_adaptive_space_whatever_it_has(self, db: Database, kind: Any) -> None:
