@@ -341,10 +341,16 @@ class TPE:
         widths = self._widths(points)
         good, bad = Kernels(self._shape, points, widths), Kernels(self._shape, others, widths)
         sums = list(itertools.accumulate([weight for _, weight in points], initial=1.0))
+        starts: list[dict[int, float]] = [{}, *(point.parts for point, _ in points)]  # the first: anywhere
+
+        def drawn() -> dict[int, float]:
+            return starts[bisect.bisect(sums, rng.random() * sums[-1], hi=len(points))]
+
         found: list[tuple[float, Any]] = []
         for _ in range(CANDIDATES):
-            number = bisect.bisect(sums, rng.random() * sums[-1], hi=len(points))  # 0: none, anywhere
-            start = points[number - 1][0].parts if number else {}
+            # Anywhere, or each parameter of another: what makes this one good may go with what makes that so.
+            one = drawn()
+            start = [drawn().get(which, one.get(which)) if one else None for which in range(len(widths))]
             args = fill(self._shape.tree, self._near(start, widths, sums[-1], rng))
             point = self._shape.place(args)
             if point is not None:
@@ -367,11 +373,11 @@ class TPE:
             widths.append(max(width, NARROWEST, step / 2))
         return widths
 
-    def _near(self, start: dict[int, float], widths: list[float], total: float, rng: Any) -> list[float]:
+    def _near(self, start: list[float | None], widths: list[float], total: float, rng: Any) -> list[float]:
         """Return shares drawn from a kernel; at random where it has none."""
         shares = []
-        for its, width in zip(self._shape.parameters, widths):
-            share, at = rng.random(), start.get(its.which)
+        for its, at, width in zip(self._shape.parameters, start, widths):
+            share = rng.random()
             if at is not None and isinstance(its, Range):
                 share = _reflected(at + width * _normal(rng))
             elif at is not None and isinstance(its, Choice):
