@@ -22,10 +22,10 @@ EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 LIMIT = 120.0  # seconds, reached only when something is broken
 
 
-def start(folder: pathlib.Path, name: str, *args: str) -> subprocess.Popen[str]:
+def start(folder: pathlib.Path, name: str, *args: str, python: list[str] = PYTHON) -> subprocess.Popen[str]:
     """Start an example whose databases are in `folder`."""
     return subprocess.Popen(
-        [*PYTHON, str(EXAMPLES / name), *args],
+        [*python, str(EXAMPLES / name), *args],
         env={**os.environ, "TMPDIR": str(folder)},
         cwd=folder,
         stdin=subprocess.DEVNULL,
@@ -134,7 +134,7 @@ def test_a_network_is_tuned_and_the_poor_ones_are_stopped(tmp_path: pathlib.Path
 
 @needs("cmaes")
 def test_the_sampler_of_another_library_suggests(tmp_path: pathlib.Path) -> None:
-    (printed,) = run(tmp_path, "11_optuna_sampler.py")
+    (printed,) = end(start(tmp_path, "11_optuna_sampler.py", python=[sys.executable]))
     assert printed.startswith("least of 200: ")
     assert float(printed.rpartition(" ")[2]) < 0.1
     assert len(load_evals(tmp_path / "11_optuna_sampler.db", "completed")) == 200
