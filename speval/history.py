@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
-from .database import Connection, Database
+from .database import FIRST, Connection, Database
 from .reading import as_dict, read_chunk, read_some
 
 __all__ = ["History", "note_reset"]
@@ -15,7 +15,6 @@ RESET = "reset"  # stands among the spaces, once for each
 STATE = """
     SELECT (SELECT count(*) FROM spaces WHERE fingerprint = :reset), (SELECT count(*) FROM evals)"""
 NOTE_RESET = "INSERT INTO spaces (fingerprint, size, func, added) VALUES (:reset, 0, '', :now)"
-START = -(2**63)
 
 
 def note_reset(conn: Connection) -> None:
@@ -45,7 +44,7 @@ class History(Sequence[dict[str, Any]]):
         self._evals: list[dict[str, Any]] = []
         self._places: dict[int, int] = {}  # id: where it stands
         self._open: set[int] = set()  # ids of what may change yet
-        self.last = START
+        self.last = FIRST
 
     def __len__(self) -> int:
         return len(self._evals)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .database import Connection, Database, Name, existing
+from .database import FIRST, Connection, Database, Name, existing
 from .errors import SpaceMismatch
 from .process.signals import Signals
 from .space import ADAPTIVE
@@ -105,7 +105,7 @@ def check_status(status: str | None) -> None:
 
 
 def _iter_evals(db: Database, status: str | None, reports: bool) -> Iterator[dict[str, Any]]:
-    after: int | None = -(2**63)
+    after: int | None = FIRST
     while after is not None:
         reported: dict[int, dict[int, float]] = {}
         with Signals(), db.read() as conn:

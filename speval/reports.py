@@ -10,14 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from .database import Connection, Database
+from .database import LAST, Connection, Database
 from .errors import SpevalError
 from .process.signals import Signals
 from .workers import check_in
 
-__all__ = ["LAST", "Reports", "Rule", "delete", "store"]
-
-LAST = 2**63 - 1  # step that a database has
+__all__ = ["Reports", "Rule", "delete", "store"]
 
 # Of the last claim, and not after a reset.
 STORE_REPORT = """
@@ -97,9 +95,8 @@ class Reports:
 
     def add(self, claim: Any, value: float, step: int | None) -> bool:
         """Take in a report of the evaluation that runs; tell whether it is to stop."""
-        if (
-            claim is not self.running or os.getpid() != self._pid
-        ):  # of a thread, or a child, that is left over
+        # Not of a thread that an earlier evaluation has left over, nor of a child that `func` has forked.
+        if claim is not self.running or os.getpid() != self._pid:
             return False
         if claim is not self._claim:
             self._begin(claim)
@@ -136,9 +133,8 @@ class Reports:
     def _exchanged(self, asked: list[tuple[int, int]], writes: bool) -> list[list[float]] | None:
         """Return what others had at these steps; None if that cannot be told now."""
         with Signals():
-            if not self._exchanging.acquire(
-                blocking=False
-            ):  # the watchdog does it; or a signal's handler reports
+            # The watchdog may be at it; or we are, and a signal's handler reports.
+            if not self._exchanging.acquire(blocking=False):
                 return None
             try:
                 return self._store(asked) if writes else self._seen(asked)

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
-from .reports import LAST, Reports
+from .database import LAST
+from .reports import Reports
 from .values import from_json
 
 __all__ = ["Claim", "current_eval", "known_at_work", "report", "running", "waiting_for_this"]

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import workers
-from .database import Connection, Database, Name, database, existing, shown
+from .database import FIRST, LAST, Connection, Database, Name, database, existing, shown
 from .errors import NotWritable, SpevalError, cut, last_line, visible
 from .function import code_of, differences, name_of
 from .history import History, note_reset
@@ -135,7 +135,6 @@ class Outcome(NamedTuple):
     stopped: int | None = None
 
 
-FIRST, LAST = -(2**63), 2**63 - 1  # of all ids
 # The WHERE of a partial index has to stand here letter for letter, or SQLite scans the table. It believes
 # the index then; with the CAST it looks at the row too.
 FIND_PENDING = """

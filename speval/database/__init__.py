@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 else:  # which take 3 ms to make, of each start
     Connection = Database = Name = Any
 
-__all__ = ["Connection", "Database", "Name", "database", "existing", "is_url", "shown"]
+__all__ = ["FIRST", "LAST", "Connection", "Database", "Name", "database", "existing", "is_url", "shown"]
 
+FIRST, LAST = -(2**63), 2**63 - 1  # whole numbers, of those that a database has: ids, steps
 SCHEMES = ("postgresql://", "postgres://")
 
 

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
-from ..database import Connection, Database, Name, existing
+from ..database import FIRST, LAST, Connection, Database, Name, existing
 from ..errors import SpevalError, cut, last_line
 from ..process.signals import Signals
 from ..reading import (
@@ -193,7 +193,7 @@ def _latest(db: Database) -> Iterator[float]:
     """Yield when the latest evaluations were finished, by their place in the space, the last first."""
     with Signals(), db.read() as conn:
         ((total, last),) = conn.execute(SIZE).fetchall()
-        before = min(first_fresh(db, conn, total, last or 0), 2**63 - 1)  # SQLite has no larger number
+        before = min(first_fresh(db, conn, total, last or 0), LAST)  # SQLite has no larger number
     for _ in range(CHUNKS):
         with Signals(), db.read() as conn:
             rows = conn.execute(WHEN_FINISHED, {"before": before, "room": ROOM}).fetchall()
@@ -207,7 +207,7 @@ def _latest(db: Database) -> Iterator[float]:
 def errors(evals_fname: Name) -> Iterator[tuple[str, str]]:
     """Yield name and error of the failed evaluations, in the order of the space."""
     db = existing(evals_fname)
-    after = -(2**63)
+    after = FIRST
     while True:
         with Signals(), db.read() as conn:
             rows = _some_failed(conn, after)
