@@ -34,6 +34,7 @@ The map: each module imports only from those below it.
     database.interface    what a database can do
     process.signals       signals: held, and let through, as exceptions by which a worker leaves
     process.forks         what no fork may happen in
+    process.resend        signals that Python would ignore where they came, sent again
     process.background    threads that do something later
     process.machine       the machine, its CPUs and mounts, and what it knows of this process
     errors                what is raised

@@ -466,7 +466,7 @@ class Worker:
             started = ended
             result, error = self._evaluate(func, claim)
             ended = time.time()
-            self._heed_interrupts(result, error)
+            self._await_interrupt(result, error)
             ahead = self._db.ahead
             stopped = self._reports.stopped(claim)
             outcome = Outcome(claim, result, error, started + ahead, ended + ahead, stopped)
@@ -513,11 +513,10 @@ class Worker:
         except TypeError as exc:
             return None, refusal_of(result, exc)
 
-    def _heed_interrupts(self, result: str | None, error: str | None) -> None:
-        """Let nothing be stored of an evaluation that ended by an interrupt, if only `func` caught that.
+    def _await_interrupt(self, result: str | None, error: str | None) -> None:
+        """Wait for an interrupt that may have ended a program of `func` before it reaches this process.
 
-        Who interrupts all processes may have told a program of `func` before he tells us: so wait for that,
-        longer if it looks so, by an error or a return code.
+        What such a program returns is no result. The wait is longer after an error or an exit code.
         """
         ran = self._clock() - self._since
         if ran > QUICK and self._signals.handlers:
@@ -525,8 +524,6 @@ class Worker:
             if self._programs != programs:
                 bad = error or (result or "").lstrip("-").strip("0").isdigit()
                 self._signals.let_through(self._sleep, MOMENT if bad else min(SHARE * ran, SHORT_MOMENT))
-        if self._signals.interrupt is not None:
-            raise self._signals.interrupt
 
     def _stay_out_of_children(self, exc: BaseException | None) -> None:
         if os.getpid() != self._pid:

@@ -70,6 +70,13 @@ def wait_for(name):
 
 """
 
+# Waits for 1000 s, also if a signal comes in the first tenth of a second: Python calls its handler before the
+# next bytecode, and there is none before the wait.
+MISS_A_WAKEUP = (
+    "from functools import partial; from hashlib import pbkdf2_hmac; list(map(partial.__call__, ("
+    "partial(pbkdf2_hmac, 'sha256', b'', b'', 400_000), partial(time.sleep, 1000))))"
+)
+
 
 def until(condition: Callable[[], Any]) -> Any:
     """Wait until `condition` returns something true, and return that."""
@@ -86,6 +93,13 @@ def state(pid: int) -> str:
     """Return the letter of the kernel for what a process does, "T" if it is stopped."""
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rpartition(")")[2].split()[0]
+
+
+def has_signal(pid: int, mask: str, signum: int) -> bool:
+    """Return whether a mask in /proc has a signal: SigCgt (has a handler), SigBlk, ShdPnd (not delivered)."""
+    with open(f"/proc/{pid}/status") as lines:
+        (found,) = (line.split()[1] for line in lines if line.startswith(mask))
+    return bool(int(found, 16) >> (signum - 1) & 1)
 
 
 def is_locked(fname: str, byte: int) -> bool:

@@ -111,6 +111,30 @@ speval(abs, Slow(), sys.argv[1])
         sandbox.end_by(instance, signal.SIGTERM)
         assert count_evals(name) == {"pending": 0, "in_progress": 0, "completed": 2, "failed": 0}
 
+    @pytest.mark.parametrize("end", ["return len(history)", "raise ValueError"])
+    def test_an_interrupt_that_suggest_swallows_ends_the_instance_before_func_is_called(
+        self, sandbox: Sandbox, name: str, end: str
+    ) -> None:
+        script = f"""
+class Swallowing:
+    def __len__(self):
+        return 5
+
+    def suggest(self, history):
+        try:
+            note("thinks")
+            wait_for("for ever")
+        except BaseException:
+            {end}
+
+speval(note, Swallowing(), sys.argv[1])
+"""
+        instance = sandbox.start(script, name)
+        until(sandbox.calls)
+        sandbox.end_by(instance, signal.SIGINT)
+        assert sandbox.calls() == ["thinks"]
+        assert sum(count_evals(name).values()) == 0
+
     def test_a_child_that_comes_back_out_of_suggest_claims_nothing(self, sandbox: Sandbox, name: str) -> None:
         script = (
             SPACE

@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import Sandbox, is_locked, until
+from conftest import MISS_A_WAKEUP, Sandbox, has_signal, is_locked, until
 
 from speval import count_evals, load_evals
 
@@ -434,17 +434,19 @@ print(signal.pthread_sigmask(signal.SIG_BLOCK, []))
 """
 
 
+@pytest.mark.parametrize("rest", ["os.waitpid(child, 0)", MISS_A_WAKEUP])
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupt_during_a_fork_is_heeded_when_that_is_over(
-    sandbox: Sandbox, signum: signal.Signals
+    sandbox: Sandbox, signum: signal.Signals, rest: str
 ) -> None:
-    instance = sandbox.start(FORKS_WHILE_LOCKED.replace("START", ""), measured=False)
+    script = FORKS_WHILE_LOCKED.replace("START", "").replace("os.waitpid(child, 0)", rest)
+    instance = sandbox.start(script, measured=False)
     until(sandbox.calls)
     with sandbox.locked():
         sandbox.touch("locked")
         until(lambda: is_locked(sandbox.db + "-lock", 0))
         sandbox.touch("reading")
-        until(lambda: _blocks(instance.pid, signum))  # it waits, in the hook of the fork
+        until(lambda: has_signal(instance.pid, "SigBlk", signum))  # it waits, in the hook of the fork
         instance.send_signal(signum)
     sandbox.end(instance, -signum)
     assert count_evals(sandbox.db)["in_progress"] == 0
@@ -461,24 +463,10 @@ def test_an_alarm_of_the_user_during_a_fork_is_not_lost_and_leaves_no_signal_blo
         sandbox.touch("locked")
         until(lambda: is_locked(sandbox.db + "-lock", 0))
         sandbox.touch("reading")
-        until(lambda: _pends(instance.pid, signal.SIGALRM))
+        until(lambda: has_signal(instance.pid, "ShdPnd", signal.SIGALRM))
     assert sandbox.end(instance).splitlines()[-1] == "set()"
     (failed,) = load_evals(sandbox.db, "failed")
     assert failed["error"].endswith("TimeoutError\n")
-
-
-def _blocks(pid: int, signum: int) -> bool:
-    return _has(pid, "SigBlk", signum)
-
-
-def _pends(pid: int, signum: int) -> bool:
-    return _has(pid, "ShdPnd", signum)
-
-
-def _has(pid: int, which: str, signum: int) -> bool:
-    with open(f"/proc/{pid}/status") as lines:
-        (found,) = (line.split()[1] for line in lines if line.startswith(which))
-    return bool(int(found, 16) >> (signum - 1) & 1)
 
 
 def test_grandchildren_forked_beside_a_batch_do_not_give_it_away(sandbox: Sandbox) -> None:

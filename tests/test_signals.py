@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import LIMIT, Sandbox, is_locked, state, until
+from conftest import LIMIT, MISS_A_WAKEUP, Sandbox, has_signal, is_locked, state, until
 
 from speval import count_evals, load_evals
 
@@ -50,32 +50,47 @@ class Slow:
 """
 
 
-@pytest.mark.parametrize("lag", [0.0, 0.3])
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("rest", ["time.sleep(1000)", MISS_A_WAKEUP])
 def test_an_interrupt_where_python_ignores_exceptions_is_not_lost(
-    sandbox: Sandbox, signum: signal.Signals, lag: float
+    sandbox: Sandbox, signum: signal.Signals, rest: str
 ) -> None:
     script = f"""
-from speval.process import forks
-send_again = forks.send_again
-
-def send_and_lag(*args):  # as on a machine that is loaded
-    sender = send_again(*args)
-    time.sleep({lag})
-    return sender
-
-forks.send_again = send_and_lag
-
 def func(x):
     slow = Slow()
     del slow
+    {rest}
+
+speval(func, [0], "evals.db")
+"""
+    instance = sandbox.start(SLOW + script, measured=False)
+    until(lambda: sandbox.calls() == ["deleting"])
+    sandbox.end_by(instance, signum)
+    assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nor_is_it_lost_if_python_ignores_its_repetitions_too(
+    sandbox: Sandbox, signum: signal.Signals
+) -> None:
+    script = """
+class Slow:
+    def __del__(self):
+        note("deleting")
+        time.sleep(1000)  # ends by the interrupt
+
+def func(x):
+    for _ in range(5):
+        slow = Slow()
+        del slow
     time.sleep(1000)
 
 speval(func, [0], "evals.db")
 """
-    instance = sandbox.start(SLOW + script)
-    until(lambda: sandbox.calls() == ["deleting"])
+    instance = sandbox.start(script)
+    until(sandbox.calls)
     sandbox.end_by(instance, signum)
+    assert sandbox.calls() == ["deleting"] * 5
     assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)]
 
 
@@ -257,7 +272,7 @@ def test_a_second_interrupt_does_not_wait_for_a_locked_database(sandbox: Sandbox
     with sandbox.locked():
         instance.send_signal(signal.SIGINT)
         # It is on its way out, waiting for the database, once the default action is back.
-        until(lambda: not _catches(instance.pid, signal.SIGINT))
+        until(lambda: not has_signal(instance.pid, "SigCgt", signal.SIGINT))
         sandbox.end_by(instance, signal.SIGINT)
     assert sandbox.column("status") == ["in_progress", "pending"]
 
@@ -280,10 +295,13 @@ def func():
         note(inner.let_through(str, "goes on"))
 
 with Signals() as outer:
-    outer.let_through(func)
+    try:
+        outer.let_through(func)
+    except KeyboardInterrupt:
+        note("raised again")
 """
     sandbox.end(sandbox.start(script))
-    assert sandbox.calls() == ["KeyboardInterrupt", "goes on"]
+    assert sandbox.calls() == ["KeyboardInterrupt", "goes on", "raised again"]
 
 
 def test_what_ends_the_process_does_so_though_ctrl_c_comes_after_it(sandbox: Sandbox) -> None:
@@ -347,10 +365,48 @@ print(len(set(map(id, (handler.__self__ for handler in handlers)))))
     assert sandbox.calls() == ["went on"]
 
 
-def _catches(pid: int, signum: int) -> bool:
-    with open(f"/proc/{pid}/status") as lines:
-        (caught,) = (line.split()[1] for line in lines if line.startswith("SigCgt"))
-    return bool(int(caught, 16) >> (signum - 1) & 1)
+SUSPENDED = """
+import hashlib
+
+def func(x):
+    note(os.getpid())
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)  # a second or more in C code
+    return x
+
+os.setpgid(0, 0)
+speval(func, range(2), "evals.db", n_jobs=int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_job_that_a_batch_system_suspends_and_resumes_goes_on(sandbox: Sandbox, n_jobs: int) -> None:
+    """SIGTSTP comes first, for a job that wants to prepare. Its handler cannot run before C code returns."""
+    instance = sandbox.start(SUSPENDED, str(n_jobs))
+    until(lambda: len(sandbox.calls()) == n_jobs)
+    pids = {instance.pid, *map(int, sandbox.calls())}
+    os.killpg(instance.pid, signal.SIGTSTP)  # which has to be delivered, or SIGCONT takes it away
+    until(lambda: not any(has_signal(pid, "ShdPnd", signal.SIGTSTP) for pid in pids))
+    os.killpg(instance.pid, signal.SIGSTOP)
+    until(lambda: all(state(pid) == "T" for pid in pids))
+    os.killpg(instance.pid, signal.SIGCONT)
+    sandbox.end(instance)
+    assert sandbox.column("result") == [0, 1]
+
+
+def test_sigcont_cancels_a_stop_that_waits_for_the_end_of_a_transaction(sandbox: Sandbox) -> None:
+    instance = sandbox.start(WAITS)
+    until(sandbox.calls)
+    with sandbox.locked():
+        sandbox.touch("go 0")
+        until(lambda: is_locked(sandbox.db + "-lock", 0))
+        instance.send_signal(signal.SIGTSTP)
+        until(lambda: not has_signal(instance.pid, "ShdPnd", signal.SIGTSTP))
+        instance.send_signal(signal.SIGSTOP)
+        until(lambda: state(instance.pid) == "T")
+        instance.send_signal(signal.SIGCONT)
+    sandbox.touch("go 1")
+    sandbox.end(instance)
+    assert sandbox.column("status") == ["completed"] * 2
 
 
 def test_a_second_interrupt_gets_a_reader_out_of_waiting(sandbox: Sandbox) -> None:

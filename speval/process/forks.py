@@ -14,30 +14,22 @@ import contextlib
 import functools
 import os
 import signal
-import sys
 import threading
-import time
-import types
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import background
+from .resend import add_hook, resender
 
 __all__ = [
     "Section",
-    "add_hook",
     "at_gate",
     "closed",
     "in_child",
-    "is_in_hook",
     "keep",
-    "send_again",
     "watch",
 ]
-
-LOOKS = 200  # whether a fork is over, at most
 
 _gate = threading.RLock()  # a fork holds it, and so does who begins or ends to use a section
 _used: collections.Counter[Section] = collections.Counter()  # by threads inside, and by who attends
@@ -177,11 +169,11 @@ def _after() -> None:
         return
     mask, held = stack.pop()
     held.close()
-    if hasattr(signal, "sigtimedwait"):
-        # What their handlers raise would be lost here.
+    if threading.current_thread() is threading.main_thread():
+        # Their handlers run as soon as they are allowed below, and what those raise here is ignored.
         for signum in signal.sigpending() - mask:
-            if callable(signal.getsignal(signum)) and signal.sigtimedwait([signum], 0) is not None:
-                send_again(signum)
+            if callable(signal.getsignal(signum)):
+                resender.start(signum)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
@@ -193,17 +185,14 @@ def _after_in_child() -> None:
         section.forget()
     _used.clear()
     background.forget()
+    resender.forget()
     for forget in _forgetting:
         forget()
     _after()
 
 
-_hooks = {_before.__code__, _after.__code__, _after_in_child.__code__}
-
-
-def add_hook(hook: types.CodeType) -> None:
-    """Have `is_in_hook` know another one, by its code."""
-    _hooks.add(hook)
+for _hook in _before, _after, _after_in_child:
+    add_hook(_hook.__code__)
 
 
 def in_child(forget: Callable[[], None]) -> None:
@@ -216,36 +205,6 @@ def keep(inherited: object) -> None:
     import ctypes  # here, because nobody else needs it: it takes milliseconds
 
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
-
-
-def is_in_hook(frame: types.FrameType | None) -> bool:
-    """Tell whether a signal has come in a hook of Python's, where what its handler raises would be lost.
-
-    Or in the warning of Python 3.12 that there are other threads, where it would be, too.
-    """
-    while frame is not None and frame.f_code not in _hooks and frame.f_globals is not vars(warnings):
-        frame = frame.f_back
-    return frame is not None
-
-
-def send_again(signum: int, wanted: Callable[[], bool] = lambda: True) -> threading.Thread:
-    """Send a signal to this process in a moment, when the main thread is out of the hook in which it came.
-
-    If it is `wanted` then; return the thread that sends it.
-    """
-
-    def send() -> None:
-        background.take_no_signals()
-        for _ in range(LOOKS):
-            time.sleep(0.01)
-            if not is_in_hook(sys._current_frames().get(threading.main_thread().ident or 0)):
-                break
-        if wanted():
-            os.kill(os.getpid(), signum)
-
-    thread = threading.Thread(target=send, name="speval", daemon=True)
-    thread.start()
-    return thread
 
 
 @functools.cache

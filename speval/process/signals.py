@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 import threading
@@ -12,13 +13,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from . import forks
+from .resend import add_hook, is_in_hook, resender
 
-__all__ = ["INTERRUPTS", "Signals", "Terminated"]
+__all__ = ["INTERRUPTS", "Continuation", "Signals", "Terminated"]
 
 T = TypeVar("T")
 INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 STOP: Any = getattr(signal, "SIGTSTP", None)  # Ctrl-Z
-HELD = [*INTERRUPTS, STOP] if STOP else INTERRUPTS
+CONTINUE: Any = getattr(signal, "SIGCONT", None)
+HELD = [*INTERRUPTS, STOP, CONTINUE] if STOP else INTERRUPTS
+CANCELLED = 1.0  # seconds after SIGCONT, see `Continuation`
 SAME = 2.0  # seconds in which a further SIGTERM or SIGHUP is the same
 
 HOLDING, OPEN, LEAVING, OVER = range(4)
@@ -30,6 +34,32 @@ class Terminated(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
+
+
+class Continuation:
+    """When the process was continued: SIGCONT cancels each SIGTSTP that came before it.
+
+    Python runs the handlers of signals that came during a call of C code in the order of their numbers. So
+    the handler of SIGTSTP may run after that of SIGCONT though the signal came before it. A batch system
+    that suspends and resumes a job sends both. A stop at that time would last for ever.
+
+    Attributes
+    ----------
+    at : float
+        Time of the last SIGCONT (monotonic, seconds).
+    """
+
+    def __init__(self) -> None:
+        self.at = -math.inf
+
+    def note(self) -> None:
+        """Record that SIGCONT has come."""
+        self.at = time.monotonic()
+
+    @property
+    def is_recent(self) -> bool:
+        """SIGCONT came so recently that it cancels the SIGTSTP whose handler runs now."""
+        return time.monotonic() < self.at + CANCELLED
 
 
 class Signals(contextlib.AbstractContextManager["Signals"]):
@@ -52,20 +82,19 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         The handlers that are put back at the end. Only of the main thread, elsewhere none is touched.
     """
 
-    _again = 0  # what this process has sent itself, because Python had ignored what it raised
-
     def __init__(self) -> None:
         self.handlers: dict[int, Any] = {}
         self.interrupt: BaseException | None = None
         self._came: float | None = None  # the first of late, at
         self._held: list[int] = []  # to be heeded when they are let through
         self._heeded = 0  # the last that was
-        self._sender: threading.Thread | None = None  # of that again
+        self._continuation = Continuation()
         self._now = HOLDING
         self._hook: Callable[[Any], Any]
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
+            resender.deliver()  # before its handlers are replaced
             try:
                 for signum in HELD:
                     handler = signal.getsignal(signum)
@@ -80,20 +109,18 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
         handler = self.handlers[signum]
-        if signum == Signals._again and self._now == OPEN:
-            self._came = None
-            Signals._again = signum if _is_ours(handler) else 0
-        elif signum == Signals._again and self.interrupt is not None:  # which is on its way: `func` is over
-            Signals._again = 0
-            return
         if self._now == OVER:  # somebody kept this handler, and put it back too late
             signal.signal(signum, handler)
             signal.raise_signal(signum)
-        elif self._is_the_same(signum):
+        elif signum == CONTINUE:
+            self._continuation.note()
+            self._held = [held for held in self._held if held != STOP]
+            if callable(handler):
+                handler(signum, frame)
+        elif self._now == OPEN and is_in_hook(frame):  # Python would ignore the exception of the handler
+            resender.start(signum)
+        elif self._is_the_same(signum) or (signum == STOP and self._continuation.is_recent):
             return
-        elif self._now == OPEN and forks.is_in_hook(frame):  # what it raises would be lost there
-            self._came = None
-            forks.send_again(signum)
         elif self._now == OPEN:
             self._heed(signum, frame)
         elif signum == STOP and signum in self._held:
@@ -122,29 +149,19 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
             raise
 
     def _save(self, lost: Any) -> None:
-        """Let an interrupt come again in a moment if Python ignores what it raised, as in `__del__`."""
+        """Raise an interrupt again elsewhere if Python ignored it, as it does in `__del__`."""
         is_ours = lost.exc_value is not None and lost.exc_value is self.interrupt
-        if self._now == OPEN and is_ours and not _is_ours(self._hook):
-            self._sender = forks.send_again(self._heeded, self._is_wanted)
+        if self._now == OPEN and is_ours:
+            resender.start(self._heeded, self.interrupt)
         else:
             self._hook(lost)
 
-    def _is_wanted(self) -> bool:
-        """Tell whether `func` still runs, and so the interrupt is to come again."""
-        if self._now == OPEN:
-            Signals._again = self._heeded
-        return self._now == OPEN
-
-    def _end_sender(self) -> None:
-        """From now on, what comes is not what this process sends itself."""
-        if self._sender is not None:
-            self._sender.join(SAME)
-            self._sender, Signals._again = None, 0
-
     def _stop(self) -> None:
         """Stop, but in no transaction of any thread, which all others would wait for."""
+        began = time.monotonic()
         with forks.closed():
-            signal.raise_signal(signal.SIGSTOP)  # the default of the other stops nobody without a shell
+            if self._continuation.at < began:  # SIGCONT may come while this waits for a transaction
+                signal.raise_signal(signal.SIGSTOP)  # the default of the other stops nobody without a shell
 
     def _is_the_same(self, signum: int) -> bool:
         handler = self.handlers[signum]
@@ -162,22 +179,36 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
                 signal.signal(signum, self._handle)
 
     def let_through(self, func: Callable[..., T], *args: Any) -> T:
-        """Call `func` with `args`; signals may interrupt it, also those that came before."""
+        """Call `func` with `args`; signals may interrupt it, also those that came before.
+
+        Raise the interrupt again if `func` swallowed it, so that a half-finished result is never used.
+        """
+        before = self.interrupt
         self._now = OPEN
         try:
             while self._held:
                 self._came = None
                 signal.raise_signal(self._held.pop(0))  # as they came: Ctrl-C behind another is a second
-            return func(*args)
+            result = func(*args)
+        except (KeyboardInterrupt, SystemExit, Terminated):
+            raise
+        except BaseException as exc:
+            if self.interrupt is not None and self.interrupt is not before:
+                raise self.interrupt from exc
+            raise
         finally:
             self._now = HOLDING
+            if resender.waiting and self.handlers:
+                self._held += resender.cancel()
+        if self.interrupt is not None and self.interrupt is not before:
+            raise self.interrupt
+        return result
 
     def leave(self) -> None:
         """If one was heeded already, let the signals end the process at once, until the end of the block."""
         if self.interrupt is None:
             return
         self._now = LEAVING
-        self._end_sender()
         if signal.SIGINT in self.handlers:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -190,7 +221,6 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
 
     def __exit__(self, *exc_info: object) -> None:
         self._now = OVER
-        self._end_sender()
         self._restore()
         heeded = [self.interrupt.signum] if isinstance(self.interrupt, Terminated) else []
         for signum in sorted({*self._held, *heeded}, key=lambda signum: signum == signal.SIGINT):
@@ -213,4 +243,4 @@ def _give_up_handlers() -> None:
 
 
 forks.in_child(_give_up_handlers)
-forks.add_hook(Signals._save.__code__)
+add_hook(Signals._save.__code__)
