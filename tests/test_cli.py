@@ -21,7 +21,7 @@ import sys
 import termios
 
 import pytest
-from conftest import LIMIT, PYTHON, Sandbox, state, until
+from conftest import LIMIT, PYTHON, Sandbox, has_signal, state, until
 from test_jobs import is_alive
 
 from speval import __version__, count_evals, load_evals, reset_evals, speval
@@ -873,6 +873,27 @@ print("counts", speval(func, range(5), "evals.db", timeout=0.5, max_attempts=2))
             assert instance.look(ending=False, passed=1.0) is None
             assert "has run past 5 s" in (instance.look(ending=False, passed=5.0) or "")
             assert until(lambda: instance.look(ending=False)) == "instance 1 is started again"
+
+    def test_a_launcher_that_a_batch_system_suspends_and_resumes_goes_on(self, sandbox: Sandbox) -> None:
+        code = """
+def func(x):
+    open("calls", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    return x
+
+speval(func, [7], "evals.db")
+"""
+        run = self.start(sandbox, code, "-n", "1", "script.py")
+        until((sandbox.path / "calls").exists)
+        run.send_signal(signal.SIGTSTP)
+        until(lambda: not has_signal(run.pid, "ShdPnd", signal.SIGTSTP))
+        run.send_signal(signal.SIGSTOP)
+        until(lambda: state(run.pid) == "T")
+        run.send_signal(signal.SIGCONT)
+        sandbox.touch("go")
+        sandbox.end(run)
+        assert sandbox.column("result") == [7]
 
     def test_one_that_is_stopped_does_not_hang(self, tmp_path: pathlib.Path) -> None:
         (board,) = launcher.Board.make(str(tmp_path), 1)

@@ -18,7 +18,7 @@ from .jobs import MOMENT, STEP, Stint, descendants, die_with_parent
 from .launcher import Board, environment
 from .machine import cpus, is_stopped
 from .output import Output, Shown, fate
-from .signals import INTERRUPTS
+from .signals import INTERRUPTS, Continuation
 
 __all__ = ["Ended", "Instance", "run"]
 
@@ -260,24 +260,28 @@ class _Forwarding:
     came : list of int
         Those that are to end all.
     stop : bool
-        Ctrl-Z has come.
+        Ctrl-Z has come, and SIGCONT has not come after it.
     """
 
     def __init__(self) -> None:
         self.came: list[int] = []
         self.stop = False
+        self._continuation = Continuation()
         self._kept: list[int] = []
 
     def __enter__(self) -> _Forwarding:
-        for signum in [*INTERRUPTS, signal.SIGTSTP]:
+        for signum in [*INTERRUPTS, signal.SIGTSTP, signal.SIGCONT]:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
                 signal.signal(signum, self._handle)
                 self._kept.append(signum)
         return self
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
-        if signum == signal.SIGTSTP:
-            self.stop = True
+        if signum == signal.SIGCONT:
+            self._continuation.note()
+            self.stop = False
+        elif signum == signal.SIGTSTP:
+            self.stop = not self._continuation.is_recent
         else:
             self.came.append(signum)
 
@@ -353,12 +357,13 @@ class Watch:
         end = time.monotonic() + STOPS
         while any(i.pid and not is_stopped(i.pid) for i in self._instances) and time.monotonic() < end:
             time.sleep(0.01)
-        for instance in self._instances:
-            instance.send(signal.SIGSTOP)
-        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTSTP)
-        self._forwarding.stop = False
-        signal.signal(signal.SIGTSTP, handler)
+        if self._forwarding.stop:
+            for instance in self._instances:
+                instance.send(signal.SIGSTOP)
+            handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTSTP)
+            signal.signal(signal.SIGTSTP, handler)
+            self._forwarding.stop = False
         for instance in self._instances:
             instance.send(signal.SIGCONT)
 
