@@ -386,6 +386,7 @@ def test_a_job_that_a_batch_system_suspends_and_resumes_goes_on(sandbox: Sandbox
     pids = {instance.pid, *map(int, sandbox.calls())}
     os.killpg(instance.pid, signal.SIGTSTP)  # which has to be delivered, or SIGCONT takes it away
     until(lambda: not any(has_signal(pid, "ShdPnd", signal.SIGTSTP) for pid in pids))
+    until(lambda: n_jobs == 1 or state(instance.pid) == "T")  # the supervisor, which runs no C code
     os.killpg(instance.pid, signal.SIGSTOP)
     until(lambda: all(state(pid) == "T" for pid in pids))
     os.killpg(instance.pid, signal.SIGCONT)

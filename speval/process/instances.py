@@ -18,7 +18,7 @@ from .jobs import MOMENT, STEP, Stint, descendants, die_with_parent
 from .launcher import Board, environment
 from .machine import cpus, is_stopped
 from .output import Output, Shown, fate
-from .signals import INTERRUPTS, Continuation
+from .signals import INTERRUPTS, Stop
 
 __all__ = ["Ended", "Instance", "run"]
 
@@ -259,14 +259,13 @@ class _Forwarding:
     ----------
     came : list of int
         Those that are to end all.
-    stop : bool
-        Ctrl-Z has come, and SIGCONT has not come after it.
+    stop : Stop
+        Ctrl-Z.
     """
 
     def __init__(self) -> None:
         self.came: list[int] = []
-        self.stop = False
-        self._continuation = Continuation()
+        self.stop = Stop()
         self._kept: list[int] = []
 
     def __enter__(self) -> _Forwarding:
@@ -278,10 +277,9 @@ class _Forwarding:
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
         if signum == signal.SIGCONT:
-            self._continuation.note()
-            self.stop = False
+            self.stop.cancel()
         elif signum == signal.SIGTSTP:
-            self.stop = not self._continuation.is_recent
+            self.stop.ask()
         else:
             self.came.append(signum)
 
@@ -332,7 +330,7 @@ class Watch:
             for output in instance.start():
                 self._selector.register(output.pipe, selectors.EVENT_READ, output)
         self._copy(0.1)
-        if self._forwarding.stop:
+        if self._forwarding.stop.is_wanted:
             self._stop()
         for signum in self._came[self._passed_on :]:
             self._passed_on += 1
@@ -357,13 +355,13 @@ class Watch:
         end = time.monotonic() + STOPS
         while any(i.pid and not is_stopped(i.pid) for i in self._instances) and time.monotonic() < end:
             time.sleep(0.01)
-        if self._forwarding.stop:
+        if self._forwarding.stop.is_wanted:
             for instance in self._instances:
                 instance.send(signal.SIGSTOP)
             handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)
             signal.signal(signal.SIGTSTP, handler)
-            self._forwarding.stop = False
+            self._forwarding.stop.end()
         for instance in self._instances:
             instance.send(signal.SIGCONT)
 

@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 from . import forks
 from .resend import add_hook, is_in_hook, resender
 
-__all__ = ["INTERRUPTS", "Continuation", "Signals", "Terminated"]
+__all__ = ["INTERRUPTS", "Signals", "Stop", "Terminated"]
 
 T = TypeVar("T")
 INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 STOP: Any = getattr(signal, "SIGTSTP", None)  # Ctrl-Z
 CONTINUE: Any = getattr(signal, "SIGCONT", None)
 HELD = [*INTERRUPTS, STOP, CONTINUE] if STOP else INTERRUPTS
-CANCELLED = 1.0  # seconds after SIGCONT, see `Continuation`
+CANCELLED = 1.0  # seconds before SIGTSTP in which SIGCONT cancels it, see `Stop`
 SAME = 2.0  # seconds in which a further SIGTERM or SIGHUP is the same
 
 HOLDING, OPEN, LEAVING, OVER = range(4)
@@ -36,30 +36,33 @@ class Terminated(BaseException):
         self.signum = signum
 
 
-class Continuation:
-    """When the process was continued: SIGCONT cancels each SIGTSTP that came before it.
+class Stop:
+    """A stop, asked for by SIGTSTP, that waits for a transaction or for C code to end. SIGCONT cancels it.
 
-    Python runs the handlers of signals that came during a call of C code in the order of their numbers. So
-    the handler of SIGTSTP may run after that of SIGCONT though the signal came before it. A batch system
-    that suspends and resumes a job sends both. A stop at that time would last for ever.
-
-    Attributes
-    ----------
-    at : float
-        Time of the last SIGCONT (monotonic, seconds).
+    A batch system that suspends and resumes a job sends both. A stop after that would last for ever.
     """
 
     def __init__(self) -> None:
-        self.at = -math.inf
+        self._asked: float | None = None  # when SIGTSTP came (monotonic, seconds)
+        self._continued = -math.inf  # when SIGCONT came
 
-    def note(self) -> None:
-        """Record that SIGCONT has come."""
-        self.at = time.monotonic()
+    def ask(self) -> None:
+        """Record SIGTSTP."""
+        self._asked = time.monotonic()
+
+    def cancel(self) -> None:
+        """Record SIGCONT."""
+        self._continued = time.monotonic()
 
     @property
-    def is_recent(self) -> bool:
-        """SIGCONT came so recently that it cancels the SIGTSTP whose handler runs now."""
-        return time.monotonic() < self.at + CANCELLED
+    def is_wanted(self) -> bool:
+        # Python runs the handlers of signals that came during a call of C code in the order of their numbers.
+        # So the handler of SIGTSTP may run shortly after that of the SIGCONT that came later.
+        return self._asked is not None and self._asked > self._continued + CANCELLED
+
+    def end(self) -> None:
+        """Record that the stop is over, or was left to another handler."""
+        self._asked = None
 
 
 class Signals(contextlib.AbstractContextManager["Signals"]):
@@ -88,7 +91,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         self._came: float | None = None  # the first of late, at
         self._held: list[int] = []  # to be heeded when they are let through
         self._heeded = 0  # the last that was
-        self._continuation = Continuation()
+        self._stop = Stop()
         self._now = HOLDING
         self._hook: Callable[[Any], Any]
 
@@ -113,19 +116,23 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
             signal.signal(signum, handler)
             signal.raise_signal(signum)
         elif signum == CONTINUE:
-            self._continuation.note()
-            self._held = [held for held in self._held if held != STOP]
+            self._stop.cancel()
             if callable(handler):
                 handler(signum, frame)
         elif self._now == OPEN and is_in_hook(frame):  # Python would ignore the exception of the handler
             resender.start(signum)
-        elif self._is_the_same(signum) or (signum == STOP and self._continuation.is_recent):
+        elif signum == STOP:
+            self._stop.ask()
+            if self._now == OPEN:
+                try:
+                    self._heed(signum, frame)
+                finally:
+                    self._stop.end()
+        elif self._is_the_same(signum):
             return
         elif self._now == OPEN:
             self._heed(signum, frame)
-        elif signum == STOP and signum in self._held:
-            return
-        elif signum == STOP or (self._now == HOLDING and signum not in self._held):
+        elif self._now == HOLDING and signum not in self._held:
             self._held.append(signum)
         elif callable(handler) and (self._now == HOLDING or _is_ours(handler)):
             handler(signum, frame)
@@ -140,7 +147,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
             if callable(handler):
                 handler(signum, frame)
             elif signum == STOP:
-                self._stop()
+                self._stop_now()
             else:
                 raise Terminated(signum)
         except (KeyboardInterrupt, SystemExit, Terminated) as exc:
@@ -156,16 +163,18 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         else:
             self._hook(lost)
 
-    def _stop(self) -> None:
+    def _stop_now(self) -> None:
         """Stop, but in no transaction of any thread, which all others would wait for."""
-        began = time.monotonic()
         with forks.closed():
-            if self._continuation.at < began:  # SIGCONT may come while this waits for a transaction
+            signal.pthread_sigmask(
+                signal.SIG_BLOCK, ()
+            )  # Python runs the handler of SIGCONT here, if it came
+            if self._stop.is_wanted:
                 signal.raise_signal(signal.SIGSTOP)  # the default of the other stops nobody without a shell
 
     def _is_the_same(self, signum: int) -> bool:
         handler = self.handlers[signum]
-        if signum == STOP or (callable(handler) and handler is not signal.default_int_handler):
+        if callable(handler) and handler is not signal.default_int_handler:
             return False
         now = time.monotonic()
         if self._came is None or now >= self._came + SAME:
@@ -186,6 +195,8 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         before = self.interrupt
         self._now = OPEN
         try:
+            if self._stop.is_wanted:
+                signal.raise_signal(STOP)
             while self._held:
                 self._came = None
                 signal.raise_signal(self._held.pop(0))  # as they came: Ctrl-C behind another is a second
@@ -222,6 +233,8 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
     def __exit__(self, *exc_info: object) -> None:
         self._now = OVER
         self._restore()
+        if self._stop.is_wanted:
+            signal.raise_signal(STOP)
         heeded = [self.interrupt.signum] if isinstance(self.interrupt, Terminated) else []
         for signum in sorted({*self._held, *heeded}, key=lambda signum: signum == signal.SIGINT):
             signal.raise_signal(signum)
