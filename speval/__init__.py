@@ -35,6 +35,7 @@ The map: each module imports only from those below it.
     process.signals       signals: held, and let through, as exceptions by which a worker leaves
     process.forks         what no fork may happen in
     process.background    threads that do something later
+    process.threads       how many threads libraries may use in one of several processes
     process.machine       the machine, its CPUs and mounts, and what it knows of this process
     errors                what is raised
 """
