@@ -126,7 +126,7 @@ def copied_generators(func: Callable[[Any], Any]) -> str | None:
 def _is_copied(value: Any) -> bool:
     numpy = sys.modules.get("numpy.random")  # if it is not imported, there is no generator of it
     kinds = random.Random, getattr(numpy, "Generator", ()), getattr(numpy, "RandomState", ())
-    # A proxy says with isinstance() that it is something else, or raises.
+    # Not isinstance(), which calls the __class__ of a proxy: that may raise.
     if not issubclass(type(value), kinds) or issubclass(type(value), random.SystemRandom):
         return False
     seeded_anew = random._inst, getattr(getattr(numpy, "mtrand", None), "_rand", None)
@@ -147,8 +147,8 @@ def _held(func: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(layer, types.FunctionType):
             named = list(_named(layer))
             yield from named
-            for _, value in named:  # functions that it calls, one level
-                if type(value) is types.FunctionType:
+            for _, value in named:  # also what functions that it calls hold, one level deep
+                if type(value) is types.FunctionType:  # isinstance(): see _is_copied()
                     yield from _named(value)
 
 

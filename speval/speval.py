@@ -865,9 +865,9 @@ def _in_processes(
     from .process import jobs
 
     tell = functools.partial(jobs.apart, workers.tell, db)
+    n, copied = cpus() if n_jobs == -1 else n_jobs, copied_generators(func)
     with Signals() as signals:
-        n = cpus() if n_jobs == -1 else n_jobs
-        jobs.run(work, n, timeout, signals.let_through, line, tell, copied_generators(func))
+        jobs.run(work, n, timeout, signals.let_through, line, tell, copied)
 
 
 def _line(db: Database) -> Progress:

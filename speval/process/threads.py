@@ -24,8 +24,13 @@ VARIABLES = (
 # from speval. All other variables are the user's.
 SHARE = "SPEVAL_THREADS"
 # What threadpoolctl calls a library that is loaded, and the variable that would have limited it.
-LOADED = dict(zip(("openmp", "openblas", "mkl", "blis"), (GENERAL, *VARIABLES[1:3], VARIABLES[4])))
-USERS = {"numpy", "torch"}  # where neither is imported, no such library is loaded
+LOADED = {
+    "openmp": GENERAL,
+    "openblas": "OPENBLAS_NUM_THREADS",
+    "mkl": "MKL_NUM_THREADS",
+    "blis": "BLIS_NUM_THREADS",
+}
+USERS = {"numpy", "torch"}  # where neither is imported, there is hardly such a library
 
 
 def environment(n: int, threads: int | None = None) -> dict[str, str]:
