@@ -59,6 +59,8 @@ setup(
             "pytest-timeout",
             "optuna",
             "cmaes",
+            "scikit-learn",
+            "threadpoolctl",
         ],
         "lint": ["ruff", "mypy"],
         "benchmarks": ["matplotlib"],

@@ -36,6 +36,7 @@ The map: each module imports only from those below it.
     process.forks         what no fork may happen in
     process.resend        signals that Python would ignore where they came, sent again
     process.background    threads that do something later
+    process.threads       how many threads libraries may use in one of several processes
     process.machine       the machine, its CPUs and mounts, and what it knows of this process
     errors                what is raised
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from .database import Connection, Database
 from .errors import visible
 
-__all__ = ["code_of", "differences", "name_of"]
+__all__ = ["code_of", "copied_generators", "differences", "name_of"]
 
 FIRST_FUNC = "SELECT func FROM spaces WHERE func <> '' ORDER BY added LIMIT 1"  # a reset has none
 OTHERS = """
@@ -23,6 +24,12 @@ COUNT_RESULTS_OF_OTHERS = """
     SELECT count(*) FROM evals WHERE status = 'completed' AND worker IN
         (SELECT id FROM workers WHERE code <> :code AND code LIKE :version)"""
 MANY = 1000  # elements of a default or an argument, more of which are not looked at
+COPIED = (
+    "{}() uses a random generator that was made before speval() was called: {}. Each worker process gets a"
+    " copy of it, and all copies give the same numbers. Make the generator inside the function:"
+    " random.Random(current_eval()['name']), or"
+    " numpy.random.default_rng(list(current_eval()['name'].encode()))"
+)
 VERSION = "{}.{} ".format(*sys.version_info)  # code of another Python looks different when it is not
 
 
@@ -52,26 +59,28 @@ def code_of(func: Callable[[Any], Any]) -> str | None:
     return VERSION + hashlib.blake2b(repr(parts).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
-def _inner(func: Any) -> Any:
-    """Return what decorators and methods are about."""
+def _layers(func: Any) -> Iterator[Any]:
+    """Yield a callable, and one after another what its partials, decorators and methods call."""
     for _ in range(100):
+        yield func
+        if isinstance(func, functools.partial):
+            func = func.func
+            continue
         found = [getattr(func, name, None) for name in ("__wrapped__", "__func__")]
         inner = next((value for value in found if callable(value)), None)
-        if inner is None:
-            break
+        if inner is None and not isinstance(getattr(func, "__code__", None), types.CodeType):
+            inner = type(func).__call__
+        if inner is None or inner is func:
+            return
         func = inner
-    return func
 
 
 def _parts(func: Any) -> Iterator[Any]:
-    while isinstance(func, functools.partial):
-        yield _known((func.args, func.keywords))
-        func = func.func
-    func = _inner(func)
+    for layer in _layers(func):
+        func = layer
+        if isinstance(func, functools.partial):
+            yield _known((func.args, func.keywords))
     code = getattr(func, "__code__", None)
-    if code is None:
-        func = _inner(type(func).__call__)
-        code = getattr(func, "__code__", None)
     if isinstance(code, types.CodeType):
         yield from _parts_of_code(code, func.__doc__)
         yield _known((func.__defaults__, func.__kwdefaults__))
@@ -100,6 +109,71 @@ def _known(value: Any) -> Any:
     if kind is dict and len(value) <= MANY:
         return sorted((repr(_known(key)), _known(inner)) for key, inner in value.items())
     return kind.__qualname__
+
+
+def copied_generators(func: Callable[[Any], Any]) -> str | None:
+    """Return a warning if `func` uses random generators that a fork copies; None if it does not.
+
+    The generators of the modules `random` and `numpy.random` themselves get a new seed in each process.
+    """
+    try:
+        names = {name for name, value in _held(func) if _is_copied(value)}
+    except Exception:  # noqa: BLE001 - see name_of()
+        return None
+    return COPIED.format(visible(name_of(func)), ", ".join(sorted(map(visible, names)))) if names else None
+
+
+def _is_copied(value: Any) -> bool:
+    numpy = sys.modules.get("numpy.random")  # if it is not imported, there is no generator of it
+    kinds = random.Random, getattr(numpy, "Generator", ()), getattr(numpy, "RandomState", ())
+    # Not isinstance(), which calls the __class__ of a proxy: that may raise.
+    if not issubclass(type(value), kinds) or issubclass(type(value), random.SystemRandom):
+        return False
+    seeded_anew = random._inst, getattr(getattr(numpy, "mtrand", None), "_rand", None)
+    return not any(value is generator for generator in seeded_anew)
+
+
+def _held(func: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a callable holds on to, each with a name for people."""
+    for layer in _layers(func):
+        if isinstance(layer, functools.partial):
+            yield from (("an argument of functools.partial", value) for value in layer.args)
+            yield from layer.keywords.items()
+        bound = getattr(layer, "__self__", None)
+        yield "self", bound
+        for owner in (layer, type(layer), bound, type(bound)):
+            attributes = getattr(owner, "__dict__", {})
+            yield from ((f"self.{name}", value) for name, value in list(attributes.items()))
+        if isinstance(layer, types.FunctionType):
+            named = list(_named(layer))
+            yield from named
+            for _, value in named:  # also what functions that it calls hold, one level deep
+                if type(value) is types.FunctionType:  # isinstance(): see _is_copied()
+                    yield from _named(value)
+
+
+def _named(func: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the globals, closed-over variables and defaults that the code of a function names."""
+    code = func.__code__
+    for name in _globals_in(code):
+        yield name, func.__globals__.get(name)
+    for name, cell in zip(code.co_freevars, func.__closure__ or ()):
+        with contextlib.suppress(ValueError):  # it has no value yet
+            yield name, cell.cell_contents
+    yield from zip(reversed(code.co_varnames[: code.co_argcount]), reversed(func.__defaults__ or ()))
+    yield from (func.__kwdefaults__ or {}).items()
+
+
+def _globals_in(code: types.CodeType) -> Iterator[str]:
+    """Yield the globals that code loads, and not the attributes that have such a name."""
+    import dis  # here, because only this needs it
+
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield instruction.argval
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from _globals_in(const)
 
 
 def differences(db: Database, conn: Connection, name: str, code: str | None) -> list[str]:

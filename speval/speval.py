@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from . import workers
 from .database import FIRST, LAST, Connection, Database, Name, database, existing, shown
 from .errors import NotWritable, SpevalError, cut, last_line, visible
-from .function import code_of, differences, name_of
+from .function import code_of, copied_generators, differences, name_of
 from .history import History, note_reset
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice, weakly
@@ -743,7 +743,7 @@ def speval(
         Number of worker processes on this host, >= 1; -1: one for each CPU that this process may use, by
         its affinity and the quota of its cgroup. With 1, the default, this process evaluates; otherwise
         it only starts the others, by a fork on Linux, replaces those that die, and ends them all before
-        it ends itself.
+        it ends itself. Libraries like NumPy may use the number of CPUs over `n_jobs` threads in each.
     max_attempts : int
         Number, >= 1, of deaths or timeouts after which an evaluation is failed. With 1, each is claimed
         alone, because a death takes the batch along.
@@ -815,7 +815,7 @@ def speval(
             if n_jobs == 1:
                 counts = _in_this_process(work, timeout, line) or count_evals(db)
             else:
-                _in_processes(db, work, n_jobs, timeout, line)
+                _in_processes(db, func, work, n_jobs, timeout, line)
                 counts = count_evals(db)
     if counts["failed"]:
         log.warning(
@@ -857,15 +857,14 @@ def _work(
 
 
 def _in_processes(
-    db: Database, work: Callable[..., Any], n_jobs: int, timeout: float | None, line: Progress | None
+    db: Database, func: Any, work: Callable[..., Any], n_jobs: int, timeout: Any, line: Progress | None
 ) -> None:
     from .process import jobs
 
-    def tell(pid: int, how: str) -> None:
-        jobs.apart(workers.tell, db, pid, how)
-
+    tell = functools.partial(jobs.apart, workers.tell, db)
+    n, copied = cpus() if n_jobs == -1 else n_jobs, copied_generators(func)
     with Signals() as signals:
-        jobs.run(work, cpus() if n_jobs == -1 else n_jobs, timeout, signals.let_through, line, tell)
+        jobs.run(work, n, timeout, signals.let_through, line, tell, copied)
 
 
 def _line(db: Database) -> Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import pathlib
+import random
 import signal
 import textwrap
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from conftest import Sandbox, until
 
 from speval import load_evals, speval
-from speval.function import code_of
+from speval.function import code_of, copied_generators
 
 
 def made(source: str, **names: Any) -> Any:
@@ -140,3 +141,132 @@ def test_results_of_another_python_are_not_said_to_be_of_another_code(
     with caplog.at_level(logging.WARNING):
         speval(lambda x: x + 1, [1, 2], tmp_path / "evals.db")
     assert caplog.messages == []
+
+
+class Walk:
+    """A callable, and a method, that have a random generator or none."""
+
+    def __init__(self, rng: Any = None) -> None:
+        self.rng = rng
+
+    def __call__(self, x: Any) -> Any:
+        return self.rng.random()
+
+    def walk(self, x: Any) -> Any:
+        return self.rng.random()
+
+
+class Shared:
+    rng = random.Random(0)
+
+    def __call__(self, x: Any) -> Any:
+        return self.rng.random()
+
+
+def enclosed(rng: Any) -> Any:
+    return lambda x: rng.random()
+
+
+def decorated(func: Any) -> Any:
+    @functools.wraps(func)
+    def wrapper(x: Any) -> Any:
+        return func(x)
+
+    return wrapper
+
+
+RNG = random.Random(0)
+HOLDERS = {
+    "rng": made("def f(x): return rng.random()", rng=RNG),
+    "rng of a lambda": made("def f(x): return [(lambda: rng.random())() for _ in range(x)]", rng=RNG),
+    "rng of a helper": made(
+        "def helper(): return rng.random()\ndef f(x): return helper()",
+        rng=RNG,
+    ),
+    "rng of a closure": enclosed(RNG),
+    "rng of a decorated function": decorated(enclosed(RNG)),
+    "rng of a default": made("def f(x, rng=RNG): return rng.random()", RNG=RNG),
+    "rng of a keyword's default": made("def f(x, *, rng=RNG): return rng.random()", RNG=RNG),
+    "rng of a partial": functools.partial(made("def f(x, rng): return rng.random()"), rng=RNG),
+    "an argument of functools.partial": functools.partial(made("def f(rng, x): return rng.random()"), RNG),
+    "self.rng": Walk(RNG),
+    "self.rng of a method": Walk(RNG).walk,
+    "self.rng of a partial": functools.partial(Walk(RNG).walk),
+    "self.rng of a class": Shared(),
+    "self": RNG.randrange,
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_a_random_generator_that_would_be_copied_is_found_where(holder: str) -> None:
+    warning = copied_generators(HOLDERS[holder])
+    assert warning is not None
+    assert f" was called: {holder.partition(' of a ')[0]}. " in warning
+
+
+@pytest.mark.parametrize("kind", ["default_rng", "RandomState"])
+def test_so_are_those_of_numpy(kind: str) -> None:
+    rng = getattr(pytest.importorskip("numpy").random, kind)(0)
+    assert copied_generators(enclosed(rng)) is not None
+    assert copied_generators(functools.partial(Walk(rng))) is not None
+
+
+def test_generators_that_func_does_not_use_or_that_are_seeded_anew_are_not() -> None:
+    functions = [
+        made("def f(x): return random.random()", random=random),
+        made("def f(x): return draw()", draw=random.random),
+        made("def f(x): return draw(0, 1)", draw=random.randint),
+        made("def f(x): return random.Random(x).random()", random=random, rng=RNG),
+        made("def f(x): return x.rng", rng=RNG),  # an attribute that has the name of a global
+        made("def f(x): return rng.random()", rng=random.SystemRandom()),
+        made("def f(x): return missing"),
+        random.random,
+        random.uniform,
+        Walk(),
+        Walk().walk,
+        abs,
+        dict,
+        int.__add__,
+    ]
+    assert [copied_generators(func) for func in functions] == [None] * len(functions)
+
+
+def test_the_global_generator_of_numpy_is_not() -> None:
+    numpy = pytest.importorskip("numpy")
+    functions = [
+        made("def f(x): return numpy.random.rand()", numpy=numpy),
+        made("def f(x): return draw()", draw=numpy.random.rand),
+        numpy.random.rand,
+    ]
+    assert [copied_generators(func) for func in functions] == [None] * len(functions)
+
+
+class Proxy:
+    """An object that raises when its class is asked for, as one that stands for what is not there."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise RuntimeError("nothing is bound")
+
+
+def test_strange_objects_are_no_error_when_generators_are_looked_for() -> None:
+    assert copied_generators(Strange()) is None
+    assert copied_generators(made("def f(x): return strange(x)", strange=Strange(), proxy=Proxy())) is None
+    both = made("def f(x): return proxy, strange, rng", proxy=Proxy(), strange=Strange(), rng=RNG)
+    assert copied_generators(both) is not None
+    late = made("def g():\n    def f(x): return rng\n    return f\n    rng = 1\nf = g()")  # an empty cell
+    assert copied_generators(late) is None
+
+
+def test_one_warning_is_logged_if_processes_are_forked(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    walk = enclosed(RNG)
+    speval(walk, range(4), tmp_path / "alone.db")
+    assert caplog.messages == []
+    speval(walk, range(4), tmp_path / "evals.db", n_jobs=2)
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "enclosed.<locals>.<lambda>() uses a random generator that was made before speval() was called"
+    ]
+    speval(lambda x: random.random(), range(4), tmp_path / "other.db", n_jobs=2)
+    assert len(caplog.messages) == 1

@@ -23,7 +23,7 @@ from nursery import is_of_coverage
 
 from speval import SpevalError, count_evals, load_evals
 from speval import speval as run
-from speval.process import machine, output
+from speval.process import machine, output, threads
 
 
 def is_alive(pid: int) -> bool:
@@ -119,6 +119,23 @@ def func(x):
     return numpy.random.rand()
 
 numpy.random.seed(0)
+speval(func, range(2), "evals.db", n_jobs=2)
+"""
+        sandbox.run(script)
+        assert len(set(sandbox.column("result"))) == 2
+
+    def test_python_draws_other_numbers_in_each(self, sandbox: Sandbox) -> None:
+        script = """
+import random
+
+def func(x):
+    note(x)
+    while sum(os.path.exists(f"at {other}") for other in range(2)) < 2:
+        open(f"at {x}", "w").close()
+        time.sleep(0.01)
+    return random.random()
+
+random.seed(0)
 speval(func, range(2), "evals.db", n_jobs=2)
 """
         sandbox.run(script)
@@ -1036,3 +1053,89 @@ sys.stderr = None
 print(speval(abs, [-1], "evals.db", n_jobs={n_jobs}, progress=True)["completed"])
 """
     assert sandbox.run(script) == "1\n"
+
+
+class TestThreads:
+    """How many threads libraries may use in a worker process, on a machine with 8 CPUs."""
+
+    @pytest.fixture(autouse=True)
+    def machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(threads, "cpus", lambda: 8)
+        for name in [*threads.VARIABLES, threads.SHARE]:
+            monkeypatch.delenv(name, raising=False)
+
+    @staticmethod
+    def limits(x: object = None) -> list[str | None]:
+        return [os.environ.get(name) for name in threads.VARIABLES]
+
+    @pytest.mark.parametrize(("n_jobs", "share"), [(2, "4"), (3, "2"), (9, "1")])
+    def test_each_worker_process_has_its_share(self, sandbox: Sandbox, n_jobs: int, share: str) -> None:
+        run(self.limits, [0], sandbox.db, n_jobs=n_jobs)
+        assert sandbox.column("result") == [[share] * len(threads.VARIABLES)]
+        assert self.limits() == [None] * len(threads.VARIABLES)
+
+    def test_what_the_user_has_set_stays(self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MKL_NUM_THREADS", "3")
+        run(self.limits, [0], sandbox.db, n_jobs=2)
+        assert sandbox.column("result") == [["4", "4", "3", "4", "4", "4"]]
+
+    def test_a_number_for_openmp_counts_for_all(
+        self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        run(self.limits, [0], sandbox.db, n_jobs=2)
+        assert sandbox.column("result") == [["3", None, None, None, None, None]]
+
+    def test_worker_processes_of_a_worker_process_divide_its_share(self, sandbox: Sandbox) -> None:
+        def func(x: int) -> list[object]:
+            inner = f"{sandbox.db}-{x}"
+            run(self.limits, [0], inner, n_jobs=2)
+            os.environ["MKL_NUM_THREADS"] = "3"  # now it is the user's
+            run(self.limits, {"again": 0}, inner, n_jobs=4)
+            return [evaluation["result"] for evaluation in load_evals(inner)]
+
+        run(func, [0], sandbox.db, n_jobs=2)
+        assert sandbox.column("result") == [[["2"] * 6, ["1", "1", "3", "1", "1", "1"]]]
+
+    def test_those_of_an_instance_of_speval_run_divide_that_of_the_instance(
+        self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in threads.environment(2).items():
+            monkeypatch.setenv(name, value)
+        run(self.limits, [0], sandbox.db, n_jobs=2)
+        for name, value in threads.environment(2, 6).items():  # which the user has said: --threads 6
+            monkeypatch.setenv(name, value)
+        run(self.limits, {"6": 0}, sandbox.db, n_jobs=2)
+        assert sandbox.column("result") == [["2"] * 6, ["6"] * 6]
+
+    @pytest.mark.parametrize(("variable", "limit"), [("", 2), ("OMP_NUM_THREADS", 5)])
+    def test_libraries_that_are_loaded_already_are_limited_too(
+        self, sandbox: Sandbox, variable: str, limit: int
+    ) -> None:
+        for module in "sklearn", "threadpoolctl":
+            pytest.importorskip(module)
+        script = f"""
+from speval.process import threads
+
+threads.cpus = lambda: 4
+for name in threads.VARIABLES:
+    os.environ.pop(name, None)
+if {variable!r}:
+    os.environ[{variable!r}] = "5"
+
+import numpy
+from sklearn.ensemble import HistGradientBoostingRegressor
+from threadpoolctl import threadpool_info, threadpool_limits
+
+def fit(seed):
+    rng = numpy.random.default_rng(seed)
+    samples = rng.normal(size=(50, 2))
+    HistGradientBoostingRegressor(max_iter=2).fit(samples, samples @ [1, 2])
+    return sorted({{(lib["user_api"], lib["num_threads"]) for lib in threadpool_info()}})
+
+threadpool_limits(5)  # this many on any machine
+speval(fit, range(2), "evals.db", n_jobs=2)
+assert {{lib["num_threads"] for lib in threadpool_info()}} == {{5}}
+"""
+        assert sandbox.run(script) == ""
+        assert sandbox.column("result") == [[["blas", limit], ["openmp", limit]]] * 2

@@ -19,12 +19,10 @@ from .launcher import Board, environment
 from .machine import cpus, is_stopped
 from .output import Output, Shown, fate
 from .signals import INTERRUPTS, Stop
+from .threads import environment as threads_environment
 
 __all__ = ["Ended", "Instance", "run"]
 
-# What NumPy and its like read to know how many threads they may have.
-THREADS = tuple(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "BLIS"))
-THREADS += ("VECLIB_MAXIMUM_THREADS",)
 RESTARTS = 10  # of one instance, each within HEALTHY seconds, at most
 HEALTHY = 60.0
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL, if something is wrong here
@@ -78,9 +76,8 @@ def run(
         Called with the number of a process that has ended otherwise than with 0, and how.
     """
     n = cpus() if n == -1 else n
-    env = {**_threads(n, threads), "PYTHONFAULTHANDLER": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
-    if threads is not None:
-        env.update(_threads(n, threads))
+    env = {"PYTHONFAULTHANDLER": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
+    env.update(threads_environment(n, threads))
     instances = [
         Instance(number, command, env, folder, board, logs, quiet, tell)
         for number, board in enumerate(Board.make(folder, n), 1)
@@ -89,10 +86,6 @@ def run(
         Watch(instances, line, forwarding).until_over()
         line.close()
     return Ended(all(instance.good for instance in instances), forwarding.came)
-
-
-def _threads(n: int, threads: int | None) -> dict[str, str]:
-    return dict.fromkeys(THREADS, str(threads or max(1, cpus() // n)))
 
 
 class Instance:

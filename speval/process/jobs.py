@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import logging
 import multiprocessing
 import os
@@ -40,6 +41,7 @@ from .launcher import log_of, redirect
 from .machine import identity
 from .output import TAIL, Relay, Shown, fate
 from .signals import INTERRUPTS
+from .threads import limit_threads
 
 __all__ = ["MOMENT", "STEP", "Stint", "apart", "descendants", "die_with_parent", "run"]
 
@@ -79,6 +81,7 @@ def run(
     let_through: Callable[..., Any] = lambda func, *args: func(*args),
     line: Shown | None = None,
     tell: Callable[[int, str], None] = lambda pid, how: None,
+    copied: str | None = None,
 ) -> None:
     """Call ``work(count)`` in `n` processes, until it has returned in each.
 
@@ -100,6 +103,8 @@ def run(
         Shown some times a second, and taken away before something is written that comes from a process.
     tell : callable
         Called with the number of a process that has died, and how it did.
+    copied : str, optional
+        A warning about objects that every forked process has a copy of: logged if the processes are forked.
 
     Raises
     ------
@@ -107,8 +112,10 @@ def run(
         If the processes cannot be started, or do not get as far as to begin.
     """
     context = _context(work)
+    if copied and context.get_start_method() == "fork":
+        log.warning("%s", copied)
     logs = [log_of(number) if _level == 0 else None for number in range(1, n + 1)]
-    jobs = [Job(context, work, limit, tell, log) for log in logs]
+    jobs = [Job(context, functools.partial(_limited, n, work), limit, tell, log) for log in logs]
     try:
         before = time.monotonic()
         while any(not job.done for job in jobs):
@@ -530,6 +537,12 @@ def _main(
     if identity(pipe.fileno()) == ours:  # else `func` has closed it, and the number may be a file of his
         with contextlib.suppress(OSError):
             pipe.send_bytes(said)
+
+
+def _limited(n: int, work: Callable[[Any], None], count: Any) -> None:
+    """Do the work of one of `n` processes, with its share of the threads."""
+    limit_threads(n)
+    work(count)
 
 
 def _note_faults() -> None:
