@@ -73,21 +73,40 @@ def _parts(func: Any) -> Iterator[Any]:
         func = _inner(type(func).__call__)
         code = getattr(func, "__code__", None)
     if isinstance(code, types.CodeType):
-        yield from _parts_of_code(code, func.__doc__)
+        yield from _parts_of_code(code)
         yield _known((func.__defaults__, func.__kwdefaults__))
 
 
-def _parts_of_code(code: types.CodeType, doc: str | None = None) -> Iterator[Any]:
-    """Yield what code does, but not where it stands, and not how it is documented."""
-    yield code.co_code
+def _parts_of_code(code: types.CodeType) -> Iterator[Any]:
+    """Yield what code does, without its place in the file and without its docstring.
+
+    A docstring is a constant that no instruction loads, and it moves the other constants. So each
+    instruction that loads a constant is followed here by the constant, and its number is left out.
+    """
+    import opcode  # here, for the same reason as hashlib
+
     yield [*code.co_names, *code.co_varnames, *code.co_freevars]
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            yield from _parts_of_code(const)
-        elif isinstance(const, frozenset):  # its order is that of one process
-            yield sorted(map(repr, const))
-        elif const != doc:
-            yield repr(const)
+    instructions = bytearray(code.co_code)
+    number = 0
+    for at in range(0, len(instructions), 2):
+        operation, argument = instructions[at : at + 2]
+        number = number << 8 | argument  # EXTENDED_ARG has the upper bytes of a number above 255
+        if operation == opcode.EXTENDED_ARG:
+            continue
+        if operation in opcode.hasconst:
+            instructions[at + 1] = 0
+            yield from _parts_of_constant(code.co_consts[number])
+        number = 0
+    yield bytes(instructions)
+
+
+def _parts_of_constant(const: Any) -> Iterator[Any]:
+    if isinstance(const, types.CodeType):
+        yield from _parts_of_code(const)
+    elif isinstance(const, frozenset):  # its order is that of one process
+        yield sorted(map(repr, const))
+    else:
+        yield repr(const)
 
 
 def _known(value: Any) -> Any:
