@@ -57,7 +57,6 @@ def test_a_docstring_moves_no_constant_whatever_they_are(body: str) -> None:
         for text in texts
     }
     assert len(versions) == 1
-    assert versions != {code_of(made(f"def f(x):\n    {body.format('').replace('1000', '1001')}\n    not x"))}
 
 
 def test_constants_beyond_the_255th_count_too() -> None:
