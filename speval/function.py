@@ -80,24 +80,21 @@ def _parts(func: Any) -> Iterator[Any]:
 def _parts_of_code(code: types.CodeType) -> Iterator[Any]:
     """Yield what code does, without its place in the file and without its docstring.
 
-    A docstring is a constant that no instruction loads, and it moves the other constants. So each
-    instruction that loads a constant is followed here by the constant, and its number is left out.
+    A docstring is a constant that no instruction loads, and it moves the other constants. So constants are
+    yielded in the order in which they are loaded, and their numbers are left out of the instructions.
     """
     import opcode  # here, for the same reason as hashlib
 
     yield [*code.co_names, *code.co_varnames, *code.co_freevars]
-    instructions = bytearray(code.co_code)
-    number = 0
-    for at in range(0, len(instructions), 2):
-        operation, argument = instructions[at : at + 2]
-        number = number << 8 | argument  # EXTENDED_ARG has the upper bytes of a number above 255
-        if operation == opcode.EXTENDED_ARG:
-            continue
-        if operation in opcode.hasconst:
-            instructions[at + 1] = 0
-            yield from _parts_of_constant(code.co_consts[number])
-        number = 0
-    yield bytes(instructions)
+    operations, arguments = code.co_code[::2], bytearray(code.co_code[1::2])
+    for load in [at for at, operation in enumerate(operations) if operation in opcode.hasconst]:
+        at, number = load, 0
+        while at == load or operations[at] == opcode.EXTENDED_ARG:  # which has the upper bytes of the number
+            number |= arguments[at] << 8 * (load - at)
+            arguments[at] = 0
+            at -= 1
+        yield from _parts_of_constant(code.co_consts[number])
+    yield operations + arguments
 
 
 def _parts_of_constant(const: Any) -> Iterator[Any]:
