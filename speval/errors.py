@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -91,7 +90,8 @@ def _change(where: str, stored: Any, given: Any) -> str:
     if given is ABSENT:
         return f"{where} is gone, it was {cut(repr(stored), 100)}"
     texts = [repr(stored), repr(given)]
-    same = len(os.path.commonprefix(texts)) - 20  # noqa: RUF071 - of characters
+    differ = (at for at, (one, other) in enumerate(zip(*texts)) if one != other)
+    same = next(differ, min(map(len, texts))) - 20
     if same > 0 and max(map(len, texts)) > 100:
         texts = [f"[...] {text[same:]}" for text in texts]
     return f"{where} was {cut(texts[0], 100)}, now it is {cut(texts[1], 100)}"

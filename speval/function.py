@@ -82,21 +82,37 @@ def _parts(func: Any) -> Iterator[Any]:
             yield _known((func.args, func.keywords))
     code = getattr(func, "__code__", None)
     if isinstance(code, types.CodeType):
-        yield from _parts_of_code(code, func.__doc__)
+        yield from _parts_of_code(code)
         yield _known((func.__defaults__, func.__kwdefaults__))
 
 
-def _parts_of_code(code: types.CodeType, doc: str | None = None) -> Iterator[Any]:
-    """Yield what code does, but not where it stands, and not how it is documented."""
-    yield code.co_code
+def _parts_of_code(code: types.CodeType) -> Iterator[Any]:
+    """Yield what code does, without its place in the file and without its docstring.
+
+    A docstring is a constant that no instruction loads, and it moves the other constants. So constants are
+    yielded in the order in which they are loaded, and their numbers are left out of the instructions.
+    """
+    import opcode  # here, for the same reason as hashlib
+
     yield [*code.co_names, *code.co_varnames, *code.co_freevars]
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            yield from _parts_of_code(const)
-        elif isinstance(const, frozenset):  # its order is that of one process
-            yield sorted(map(repr, const))
-        elif const != doc:
-            yield repr(const)
+    operations, arguments = code.co_code[::2], bytearray(code.co_code[1::2])
+    for load in [at for at, operation in enumerate(operations) if operation in opcode.hasconst]:
+        at, number = load, 0
+        while at == load or operations[at] == opcode.EXTENDED_ARG:  # which has the upper bytes of the number
+            number |= arguments[at] << 8 * (load - at)
+            arguments[at] = 0
+            at -= 1
+        yield from _parts_of_constant(code.co_consts[number])
+    yield operations + arguments
+
+
+def _parts_of_constant(const: Any) -> Iterator[Any]:
+    if isinstance(const, types.CodeType):
+        yield from _parts_of_code(const)
+    elif isinstance(const, frozenset):  # its order is that of one process
+        yield sorted(map(repr, const))
+    else:
+        yield repr(const)
 
 
 def _known(value: Any) -> Any:

@@ -46,7 +46,7 @@ from .reports import Reports, Rule, delete, store
 from .running import Claim, known_at_work, running, waiting_for_this
 from .space import Adaptive, Space, adaptive, suggestion
 from .values import MAX_ERROR, error_of, from_json, refusal_of, to_json
-from .workers import DIED, NOBODY, STALLED, UNKNOWN, Lookout, Loss, how_far
+from .workers import DIED, NOBODY, STALLED, Lookout, Loss, how_far
 
 if TYPE_CHECKING:
     from .view.progress import Progress
@@ -178,8 +178,8 @@ def claim(db: Database, conn: Connection, worker: int, room: int, first: int = F
         ids = [id for id, *_ in claims]
         facts = {"last": ids[-1], "ids": ids, "worker": worker, "now": time.time()}
         claimed = conn.execute(CLAIM, facts)
-        if db.serial and claimed.rowcount != len(claims):  # where they are locked it cannot be otherwise
-            raise conn.DatabaseError("its index of pending evaluations is not right")
+    if db.serial and (claimed.rowcount != len(claims) if claims else room and left(conn)[0]):
+        raise conn.DatabaseError("its index of pending evaluations is not right")  # no row is locked
     return claims
 
 
@@ -256,7 +256,7 @@ def _is_stored(conn: Connection, worker: int, outcome: Outcome) -> bool:
 
 RELEASE = """
     UPDATE evals SET status = 'pending', worker = NULL, started = NULL, updated = :now
-    WHERE status = 'in_progress' AND worker = :worker AND id >= :first"""
+    WHERE status = 'in_progress' AND status || '' = 'in_progress' AND worker = :worker AND id >= :first"""
 
 
 def release(conn: Connection, worker: int, first: int = FIRST) -> None:
@@ -292,10 +292,10 @@ def reclaim(db: Database, conn: Connection, lost: Iterable[Loss], max_attempts: 
             "how": visible(loss.how.splitlines()[0]),
         }
         conn.execute(RECLAIM, facts)
-        if conn.execute(CLAIMS_OF, facts).fetchall() or (db.serial and loss.why == UNKNOWN and not names):
+        if conn.execute(CLAIMS_OF, facts).fetchall() or (db.serial and loss.has_claims and not names):
             raise conn.DatabaseError("its index of evaluations in progress is not right")
         if loss.why == DIED:
-            workers.mark_ended(conn, loss.worker)
+            workers.mark_dead(db, conn, loss.worker)
         if names:
             said.append(f"reclaimed {_some(names)}: {visible(loss.who)} {facts['how']}")
     return said

@@ -28,6 +28,7 @@ __all__ = [
     "how_far",
     "live",
     "mark_all_ended",
+    "mark_dead",
     "mark_ended",
     "row",
     "tell",
@@ -55,6 +56,11 @@ TELL = """
     UPDATE workers SET fate = :fate WHERE fate = '' AND ended IS NULL AND pid = :pid AND host = :host"""
 OLDEST_CLAIM = """
     SELECT id, attempt FROM evals WHERE status = 'in_progress' AND worker = :worker ORDER BY id LIMIT 1"""
+# A row of its own for what the index says: SQLite takes the status in a WHERE from the index otherwise.
+ARE_REALLY_HELD = """
+    SELECT 1 FROM evals JOIN evals AS held ON held.id = evals.id
+    WHERE evals.status = 'in_progress' AND held.status || '' = 'in_progress'
+        AND (:ours = 1 OR coalesce(evals.worker, -1) <> :worker) LIMIT 1"""
 UNKNOWN_HOLDERS = """
     SELECT DISTINCT coalesce(worker, -1) FROM evals WHERE status = 'in_progress'
         AND (worker IS NULL OR worker NOT IN (SELECT id FROM workers WHERE ended IS NULL))"""
@@ -76,6 +82,11 @@ class Loss(NamedTuple):
     why: str
     how: str
     oldest: Any = None
+
+    @property
+    def has_claims(self) -> bool:
+        """The worker was found by what it holds."""
+        return self.why == UNKNOWN or bool(self.oldest)
 
 
 def row(worker: int, code: str | None, watched: bool) -> dict[str, Any]:
@@ -107,12 +118,19 @@ def mark_ended(conn: Connection, worker: int) -> None:
     conn.execute(MARK_ENDED, {"worker": worker, "now": time.time()})
 
 
+def mark_dead(db: Database, conn: Connection, worker: int) -> None:
+    """Mark a worker as ended that does not live; raise an error if the list of live workers still has it."""
+    mark_ended(conn, worker)
+    if db.serial and worker in [other for other, *_ in live(conn)]:
+        raise conn.DatabaseError("its table of workers is not right")  # and would be read again and again
+
+
 def held(db: Database, conn: Connection, lost: Iterable[Loss]) -> list[Loss]:
     """Return those that are lost still, now that nobody can change what they hold."""
     lost = [
         loss
         for loss in lost
-        if loss.why == UNKNOWN or conn.execute(HOLD_WORKER, {"worker": loss.worker}).fetchall()
+        if loss.why == UNKNOWN or db.serial or conn.execute(HOLD_WORKER, {"worker": loss.worker}).fetchall()
     ]
     dead = db.locks.dead(conn, [loss.worker for loss in lost if loss.why == DIED], surely=False)
     return [
@@ -224,7 +242,19 @@ class Lookout:
         if not pending:
             unknown = conn.execute(UNKNOWN_HOLDERS).fetchall()
             lost += [Loss(worker, f"worker {worker}", UNKNOWN, UNKNOWN) for (worker,) in unknown]
+        if self._db.serial and in_progress and not pending and not lost:
+            self._check_holders(conn)
         return lost
+
+    def _check_holders(self, conn: Connection) -> None:
+        """Raise an error if only an index says that evaluations are in progress.
+
+        Otherwise a worker would wait for ever. On a server this proves nothing, because other workers
+        change the table between two statements.
+        """
+        facts = {"worker": self._worker, "ours": int(bool(oldest_claim(conn, self._worker)))}
+        if not conn.execute(ARE_REALLY_HELD, facts).fetchall():
+            raise conn.DatabaseError("its index of evaluations in progress is not right")
 
     def _is_told(self, worker: int, fate: object, untold: dict[int, float]) -> bool:
         """Tell whether it is known how a worker died, or nobody will say so."""

@@ -182,7 +182,9 @@ class Sandbox:
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # what has been imported by now stays: no need to look at it again, nor to copy it in forks
+    if hasattr(gc, "freeze"):  # PyPy has none
+        # What has been imported by now stays: no need to look at it again, nor to copy it in forks.
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -210,8 +212,12 @@ def nursery() -> Iterator[Nursery]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A PostgreSQL server, of all processes in which tests run."""
-    from server import shared
+    from server import program, shared
 
+    try:
+        program("initdb")
+    except FileNotFoundError as exc:
+        pytest.skip(f"{exc}: the tests of a server are left out")
     folder = tmp_path_factory.getbasetemp()
     with shared(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder, until) as server:
         yield server

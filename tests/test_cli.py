@@ -175,7 +175,7 @@ class TestErrorsOfUse:
         [
             (("run", "-n", "two", "x.py"), "argument -n: 'two' is no whole number from 1 on"),
             (("run",), "are required: script"),
-            (("retry", "evals.db", "--stauts", "completed"), "unrecognized arguments: --stauts completed"),
+            (("retry", "evals.db", "--stauts=completed"), "unrecognized arguments: --stauts=completed"),
             (("results", "evals.db", "more"), "unrecognized arguments: more"),
             (("status", "evals.db", "--max"), "--max goes with --best"),
         ],

@@ -27,6 +27,8 @@ PAGE = 4096
 SIZE = 12  # evaluations, with arguments and results that are longer than a page here and there
 LIMIT = 20  # seconds for all that is done with one damaged file, some sixty times what it takes
 DEAD = 12345  # id of a worker whose lock nobody has
+LIVING = 54321
+STORED = "SELECT id, status, attempt, result, error FROM evals WHERE status IN ('completed', 'failed')"
 
 
 def func(args: Any) -> Any:
@@ -335,6 +337,18 @@ def stale(index: str, statement: str) -> Callable[[pathlib.Path], None]:
     return damage
 
 
+def misleading(index: str, expression: str) -> Callable[[pathlib.Path], None]:
+    """Fill an index with other values than those of its column."""
+    made = f"CREATE INDEX {index} ON evals ({expression})"
+    return change(
+        "PRAGMA writable_schema = ON",
+        f"CREATE TEMP TABLE kept AS SELECT sql FROM main.sqlite_master WHERE name = '{index}'",
+        f"DROP INDEX {index}",
+        f"{made} WHERE status = '{index.partition('_')[2]}'",
+        f"UPDATE main.sqlite_master SET sql = (SELECT sql FROM kept) WHERE name = '{index}'",
+    )
+
+
 IGNORE = "CREATE TRIGGER t BEFORE UPDATE ON evals {} BEGIN SELECT RAISE(IGNORE); END"
 MASTER = "UPDATE sqlite_master SET {} = CAST(x'ff' AS TEXT) WHERE name = 'evals'"
 SCHEMAS = {
@@ -388,6 +402,9 @@ SCHEMAS = {
     "in_progress lacks rows": stale(
         "evals_in_progress", f"UPDATE evals SET status = 'in_progress', worker = {DEAD}"
     ),
+    "pending is there but not found": misleading("evals_pending", "nullif(id, id)"),
+    "in_progress is held by another": misleading("evals_in_progress", "worker + 1"),
+    "in_progress is held by no worker": misleading("evals_in_progress", "nullif(worker, worker)"),
     "failed is stale": stale("evals_failed", "UPDATE evals SET status = 'completed', result = '1'"),
     "failed dangles": stale("evals_failed", "DELETE FROM evals WHERE status = 'failed'"),
 }
@@ -397,6 +414,35 @@ SCHEMAS = {
 def test_a_schema_that_speval_never_makes_is_survived_or_told(kind: str, damaged: pathlib.Path) -> None:
     SCHEMAS[kind](damaged)
     assert trouble(damaged, {**READ, **WORK}) == ""
+
+
+@pytest.mark.parametrize("now", ["status = 'completed', result = '1'", "status = 'failed', error = ''"])
+def test_nothing_is_waited_for_that_only_an_index_says_a_living_worker_holds(
+    now: str, damaged: pathlib.Path
+) -> None:
+    living = locks.Locks.of(str(damaged))
+    living.add(LIVING)
+    change(LIVE.format(LIVING), f"UPDATE evals SET worker = {LIVING} WHERE status = 'in_progress'")(damaged)
+    stale("evals_in_progress", f"UPDATE evals SET {now} WHERE status = 'in_progress'")(damaged)
+    with contextlib.closing(sqlite3.connect(damaged)) as conn:
+        before = conn.execute(STORED).fetchall()
+    assert trouble(damaged, {"work": WORK["work"]}) == ""
+    with contextlib.closing(sqlite3.connect(damaged)) as conn:
+        assert set(before) <= set(conn.execute(STORED))
+    living.discard(LIVING)
+
+
+def test_a_dead_worker_that_cannot_be_marked_as_ended_is_told(damaged: pathlib.Path) -> None:
+    rows = [LIVE.format(DEAD + 1), LIVE.format(DEAD + 2)]
+    change(*rows)(damaged)
+    data = bytearray(damaged.read_bytes())
+    with contextlib.closing(sqlite3.connect(damaged)) as conn:
+        ((page,),) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'workers'").fetchall()
+    first = PAGE * (page - 1) + 8  # of the places of the rows, in the order of ids
+    places = struct.unpack_from(">3H", data, first)
+    struct.pack_into(">3H", data, first, *places[::-1])
+    damaged.write_bytes(data)
+    assert trouble(damaged, WORK) == ""
 
 
 @pytest.mark.parametrize("suffix", ["-journal", "-lock"])

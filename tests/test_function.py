@@ -47,6 +47,27 @@ def test_another_place_or_docstring_is_not(now: str) -> None:
     assert code_of(made(now)) == code_of(made(WAS))
 
 
+@pytest.mark.parametrize(
+    "body",
+    ["", "if x: return 1000", "def g():\n        {}return None\n    return g", "return [1000] * x, 2**70"],
+)
+def test_a_docstring_moves_no_constant_whatever_they_are(body: str) -> None:
+    texts = ["", "'It does.'\n    ", "'It does more.'\n    "]
+    versions = {
+        code_of(made(f"def f(x):\n    {text}{body.format(text.replace('    ', 8 * ' '))}\n    pass"))
+        for text in texts
+    }
+    assert len(versions) == 1
+
+
+def test_constants_beyond_the_255th_count_too() -> None:
+    values = [f"{value}.5" for value in range(400)]
+    one, other = (
+        f"def f(x):\n    return [x, {', x, '.join([*values, last])}]" for last in ("1e300", "2e300")
+    )
+    assert code_of(made(one)) != code_of(made(other))
+
+
 def test_arguments_of_a_partial_count_and_decorators_and_methods_are_looked_through() -> None:
     f = made(WAS)
     partials = [
