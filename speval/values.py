@@ -151,9 +151,9 @@ STRING = re.compile(rb'"[^"]*"')
 
 def _check(text: str) -> None:
     """Raise ValueError if JSON would not come back as it was given, or not in every Python."""
-    doubtful = bool(MAY_BE_NO_TEXT(text) and IS_NO_TEXT(text))
-    if "\\" in text:  # one character outside of the basic plane, and its two surrogates, are the same JSON
-        doubtful = doubtful or ("\\ud" in text and '": ' in text)
+    doubtful = False
+    if "{" in text:  # one character outside of the basic plane, and its two surrogates, are the same JSON
+        doubtful = bool(MAY_BE_NO_TEXT(text) and IS_NO_TEXT(text)) or ("\\" in text and "\\ud" in text)
     if len(text) > 2 * MAX_DEPTH:
         doubtful = doubtful or any(IS_LONG(text, start) for start in range(0, len(text), STEP))
         if _is_deep(text):
