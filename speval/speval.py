@@ -201,7 +201,7 @@ def _share(conn: Connection, room: int, first: int) -> int:
 # Also over what was lost (pending again, claimed by another, or failed by losses, which leaves no
 # worker), as long as there is no other result. (An OR instead of CASE takes SQLite 25 us more to plan.)
 COMPLETE = """
-    UPDATE evals SET status = 'completed', result = ?, error = NULL, worker = ?, started = ?, updated = ?,
+    UPDATE evals SET status = 'completed', result = ?, worker = ?, started = ?, updated = ?,
         stopped = CAST(? AS BIGINT)
     WHERE id = ? AND ? > reset AND 1 = CASE status WHEN 'completed' THEN 0
         WHEN 'failed' THEN CASE WHEN worker IS NULL THEN 1 ELSE 0 END ELSE 1 END"""
