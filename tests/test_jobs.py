@@ -621,13 +621,13 @@ speval(func, range(9), "evals.db", n_jobs={n_jobs})
         sandbox.end(instance, -signal.SIGTERM)
         assert [(e["status"], e["losses"]) for e in load_evals(sandbox.db)] == [("pending", 0)] * 9
 
-    def test_exit_at_an_interrupt_of_one_process_ends_the_instance(self, sandbox: Sandbox) -> None:
+    def test_exit_in_a_signal_handler_of_func_ends_the_instance(self, sandbox: Sandbox) -> None:
         script = """
 def func(x):
+    signal.signal(signal.SIGTERM, lambda *args: sys.exit(5))
     note(x, os.getpid())
     time.sleep(1000)
 
-signal.signal(signal.SIGTERM, lambda *args: sys.exit(5))
 speval(func, range(2), "evals.db", n_jobs=2)
 """
         instance = sandbox.start(script)
