@@ -13,6 +13,7 @@ __all__ = [
     "NotWritable",
     "SpaceMismatch",
     "SpevalError",
+    "Unreadable",
     "cut",
     "last_line",
     "message",
@@ -123,6 +124,10 @@ def _what_to_do(name: str, changes: list[tuple[str, Any, Any]]) -> str:
 
 class NotWritable(SpevalError):
     """The database cannot be written for now: disk full, quota, read-only, input/output error."""
+
+
+class Unreadable(SpevalError):
+    """A stored value is JSON, but has more digits or levels than this Python reads."""
 
 
 def cut(text: str, room: int = 200) -> str:

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .database import FIRST, Connection, Database, Name, existing
-from .errors import SpaceMismatch
+from .errors import SpaceMismatch, Unreadable
 from .process.signals import Signals
 from .space import ADAPTIVE
 from .values import from_json
 
 __all__ = [
     "CHUNK_SIZE",
+    "COLUMNS",
     "STATUSES",
     "as_dict",
     "check_order",
@@ -61,9 +62,10 @@ def load_evals(
     list of dict
         ``"name"`` (str); ``"status"``; ``"updated"`` (unix time of the last change, float, seconds;
         if finished, when `func` came back);
-        ``"result"`` (what `func` returned, None unless completed); ``"args"``; ``"error"`` (traceback
-        of a failed one, str or None); ``"attempt"`` (number of times it was claimed); ``"losses"`` (how
-        often its worker died or ran past the timeout); ``"worker"`` (id of the last, or None);
+        ``"result"`` (what `func` returned, None unless completed); ``"args"``; ``"error"`` (traceback of a
+        failed one, a line for each loss, why a value cannot be read here; str or None); ``"attempt"``
+        (number of times it was claimed); ``"losses"`` (how often its worker died or ran past the
+        timeout); ``"worker"`` (id of the last, or None);
         ``"started"`` (unix time of the last claim; if finished, when `func` was called; or None);
         ``"stopped"`` (step at which it was stopped as not promising, or None). With `reports` also
         ``"reports"``, a dict of step (int) to value (float), by step.
@@ -78,6 +80,9 @@ def load_evals(
     Notes
     -----
     Each evaluation is read atomically, not the whole: while workers run, later ones may be newer.
+
+    A result that has more levels or digits than this Python reads is None, and the arguments likewise. The
+    reason is the end of ``"error"``. (Only speval 0.2.0 and older have stored such values.)
 
     Examples
     --------
@@ -180,17 +185,32 @@ def check_order(conn: Connection, after: object, ids: Iterable[object]) -> None:
         after = id
 
 
+def _read(text: Any, what: str) -> tuple[Any, str]:
+    """Return a stored value, or None and the reason."""
+    try:
+        return from_json(text, what), ""
+    except Unreadable as exc:
+        return None, str(exc)
+
+
 def as_dict(
     path: str, name: str, status: str, updated: float, result: Any, args: Any, *more: Any
 ) -> dict[str, Any]:
-    what = f"of evaluation {name!r} of {path}"
+    """Return an evaluation as from `load_evals`, of the columns of a row behind its id."""
     error, attempt, losses, worker, started, stopped = more
+    what = f"of evaluation {name!r} of {path}"
+    try:
+        value, given = from_json(result, f"the result {what}"), from_json(args, f"the arguments {what}")
+    except Unreadable:  # it costs this evaluation, and not the others
+        value, why_no_value = _read(result, f"the result {what}")
+        given, why_not_given = _read(args, f"the arguments {what}")
+        error = "\n".join(filter(None, [(error or "").rstrip("\n"), why_no_value, why_not_given]))
     return {
         "name": name,
         "status": status,
         "updated": updated,
-        "result": from_json(result, f"the result {what}"),
-        "args": from_json(args, f"the arguments {what}"),
+        "result": value,
+        "args": given,
         "error": error,
         "attempt": attempt,
         "losses": losses,

@@ -5,15 +5,26 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import operator
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 from .database import LAST
+from .process.signals import Signals, Terminated
 from .reports import Reports
 from .values import from_json
 
-__all__ = ["Claim", "current_eval", "known_at_work", "report", "running", "waiting_for_this"]
+__all__ = [
+    "Claim",
+    "current_eval",
+    "ends_process",
+    "known_at_work",
+    "report",
+    "running",
+    "waiting_for_this",
+]
 
 
 class Claim(NamedTuple):
@@ -51,6 +62,27 @@ def waiting_for_this() -> set[str]:
     """
     thread = threading.current_thread()
     return {path for path, *_ in running.get()} | {path for path, older in _at_work if thread not in older}
+
+
+def ends_process(exc: BaseException, signals: Signals, worker: int) -> bool:
+    """Return True if what `func` raised is to end this process, and not only to fail the evaluation.
+
+    That is an interrupt, and SystemExit after one, or in a child that `func` has forked from the process
+    `worker`. If `func` has set a handler of its own, the interrupt may have come to that one.
+    """
+    if not isinstance(exc, SystemExit):
+        return isinstance(exc, (KeyboardInterrupt, Terminated))
+    handlers = [signal.getsignal(signum) for signum in signals.handlers]
+    return (
+        signals.interrupt is not None
+        or os.getpid() != worker
+        or any(callable(handler) and not _is_known(handler, signals) for handler in handlers)
+    )
+
+
+def _is_known(handler: Any, signals: Signals) -> bool:
+    """Return True for a handler of `signals`, and for the one with which Python starts."""
+    return handler is signal.default_int_handler or getattr(handler, "__self__", None) is signals
 
 
 def current_eval() -> dict[str, Any] | None:

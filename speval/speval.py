@@ -40,10 +40,10 @@ from .pace import SHARE, Pace
 from .process.background import Ticker, notice, weakly
 from .process.launcher import announce, counted, head, is_launched
 from .process.machine import command, cpus, process, programs_ended
-from .process.signals import Signals, Terminated
+from .process.signals import Signals
 from .reading import CHUNK_SIZE, check_status, count, count_evals, left, look_up, not_stored, unfinished
 from .reports import Reports, Rule, delete, store
-from .running import Claim, known_at_work, running, waiting_for_this
+from .running import Claim, ends_process, known_at_work, running, waiting_for_this
 from .space import Adaptive, Space, adaptive, suggestion
 from .values import MAX_ERROR, error_of, from_json, refusal_of, to_json
 from .workers import DIED, NOBODY, STALLED, Lookout, Loss, how_far
@@ -201,7 +201,7 @@ def _share(conn: Connection, room: int, first: int) -> int:
 # Also over what was lost (pending again, claimed by another, or failed by losses, which leaves no
 # worker), as long as there is no other result. (An OR instead of CASE takes SQLite 25 us more to plan.)
 COMPLETE = """
-    UPDATE evals SET status = 'completed', result = ?, error = NULL, worker = ?, started = ?, updated = ?,
+    UPDATE evals SET status = 'completed', result = ?, worker = ?, started = ?, updated = ?,
         stopped = CAST(? AS BIGINT)
     WHERE id = ? AND ? > reset AND 1 = CASE status WHEN 'completed' THEN 0
         WHEN 'failed' THEN CASE WHEN worker IS NULL THEN 1 ELSE 0 END ELSE 1 END"""
@@ -500,9 +500,9 @@ class Worker:
             args = from_json(claim.args, "the arguments")
             head(claim.name, claim.attempt)
             result = self._signals.let_through(func, args)
-        except (KeyboardInterrupt, SystemExit, Terminated):
-            raise
-        except BaseException as exc:  # noqa: BLE001 - asyncio.CancelledError and what extensions raise
+        except BaseException as exc:  # also asyncio.CancelledError, and what extensions raise
+            if ends_process(exc, self._signals, self._pid):
+                raise
             self._stay_out_of_children(exc)
             return None, error_of(exc)
         finally:
@@ -782,8 +782,8 @@ def speval(
     -----
     Evaluations are finished in the same transaction in which the next are claimed; after that no crash
     takes their results back. Short ones are claimed in batches that begin within 0.2 s; a crash costs the
-    batch, beside the evaluation that runs. KeyboardInterrupt, SystemExit, SIGTERM and SIGHUP store
-    what is finished, release what is not, and then go their way.
+    batch, beside the evaluation that runs. KeyboardInterrupt, SIGTERM and SIGHUP store what is finished,
+    release what is not, and then go their way. `sys.exit()` in `func`, without one of them, is a failure.
 
     Examples
     --------

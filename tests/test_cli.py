@@ -362,6 +362,23 @@ class TestErrors:
         assert printed == load_evals(evaluated.db)[3]["error"]
         assert command(evaluated, "errors", "evals.db", "4") == "evaluation 4 is completed\n"
 
+    def test_the_losses_of_what_was_completed_are_shown(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    if x == 1 and current_eval()["attempt"] == 1:
+        os._exit(5)
+    return x
+
+speval(func, range(3), "evals.db", n_jobs=2)
+"""
+        sandbox.run(script)
+        assert command(sandbox, "errors", "evals.db") == "nothing has failed\n"
+        printed = command(sandbox, "errors", "evals.db", "1")
+        assert re.match(r"evaluation 1 is completed\n.* process \d+ on .* ended with exit code 5", printed)
+        head, *lines = command(sandbox, "results", "evals.db", "--format", "csv").splitlines()
+        assert [row["error"] != "" for row in csv.DictReader([head, *lines])] == [False, True, False]
+        assert " 0 failed" in command(sandbox, "status", "evals.db")
+
     def test_an_error_that_somebody_stored_as_bytes_is_shown_as_text(self, evaluated: Sandbox) -> None:
         with contextlib.closing(sqlite3.connect(evaluated.db, isolation_level=None)) as conn:
             conn.execute("UPDATE evals SET error = x'0a' || x'6f6f7073ff' WHERE status = 'failed'")

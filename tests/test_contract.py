@@ -33,6 +33,7 @@ from speval import (
 from speval.database import Database, database
 from speval.errors import NotWritable
 from speval.history import History
+from speval.view import survey
 from speval.workers import how_far
 
 job = importlib.import_module("speval.speval")
@@ -269,6 +270,25 @@ class TestLosses:
         (row,) = load_evals(db)
         assert re.fullmatch(r".* process \d+ on .* died\nValueError: 1", row["error"])
 
+    def test_why_it_was_lost_is_known_after_the_next_attempt_completes(
+        self, db: Database, workers: Workers
+    ) -> None:
+        fill(db, [0])
+        dead = workers.join()
+        claim(dead)
+        workers.die(dead)
+        heir = workers.join()
+        (begun,) = claim(heir)
+        end(heir, begun, result="1")
+        (row,) = load_evals(db)
+        assert (row["status"], row["result"], row["losses"]) == ("completed", 1, 1)
+        assert re.fullmatch(r".* process \d+ on .* died\n", row["error"])
+        assert survey.error_of(db, "0") == ("completed", row["error"])
+        assert survey.failures(db) == []
+        assert count_evals(db)["failed"] == 0
+        assert reset_evals(db, "completed") == 1
+        assert load_evals(db)[0]["error"] is None
+
     def test_claims_of_the_living_are_not_however_long_they_take(
         self, db: Database, workers: Workers, clock: Clock
     ) -> None:
@@ -413,7 +433,9 @@ class TestLate:
         end(late, lost, error="late")
         assert statuses(db)[0] == "in_progress"
         end(holder, held, result="1")
-        assert load_evals(db)[0]["error"] is None
+        row = load_evals(db)[0]
+        assert row["status"] == "completed"
+        assert "late" not in row["error"]
 
     def test_nor_does_a_late_result_replace_an_error_of_func(
         self, db: Database, pair: tuple[Any, Any, Any, Any]
@@ -434,7 +456,9 @@ class TestLate:
         assert statuses(db)[0] == "failed"
         db.locks.add(late.id)
         end(late, lost, result="1")
-        assert (load_evals(db)[0]["result"], load_evals(db)[0]["error"]) == (1, None)
+        row = load_evals(db)[0]
+        assert (row["status"], row["result"]) == ("completed", 1)
+        assert row["error"].splitlines()[-1] == "lost 1 times, the last process died"
 
     @pytest.mark.parametrize("what", [{"result": "1"}, {"error": "it broke"}])
     def test_nothing_claimed_before_a_reset_is_stored_after_it(

@@ -5,6 +5,7 @@ import importlib
 import pathlib
 import random
 import sqlite3
+import sys
 import threading
 import time
 from typing import Any
@@ -22,6 +23,7 @@ from speval import (
     speval,
     workers,
 )
+from speval.cli import main
 
 ROOMS = reading, workers, importlib.import_module("speval.speval")
 
@@ -60,6 +62,89 @@ def test_chunks_join_without_gap_or_repetition(tmp_path: pathlib.Path, monkeypat
         monkeypatch.setattr(reading, "CHUNK", chunk)
         monkeypatch.setattr(reading, "CHUNK_SIZE", size)
         assert [len(row["result"]) for row in iter_evals(db)] == [10 * x for x in range(40)]
+
+
+# JSON that this Python does not read, with the limits with which it starts; what it says of it.
+TOO_MUCH = {"depth": ("[" * 200_000 + "]" * 200_000, "recursion")}
+if hasattr(sys, "set_int_max_str_digits"):  # since 3.11, and in later releases of older versions
+    TOO_MUCH["digits"] = ("[" + "1" * 4301 + "]", "4301 digits")
+
+
+@pytest.fixture(params=TOO_MUCH)
+def too_much(request: pytest.FixtureRequest, sandbox: Sandbox) -> tuple[Sandbox, str]:
+    """Three evaluations, of which '1' has a result and '2' arguments that cannot be read; and the reason."""
+    text, why = TOO_MUCH[request.param]
+    speval(lambda x: {"y": x}, range(3), sandbox.db)
+    with contextlib.closing(sqlite3.connect(sandbox.db, isolation_level=None)) as conn:
+        conn.execute("UPDATE evals SET result = ? WHERE name = '1'", [text])
+        conn.execute("UPDATE evals SET args = ?, error = 'lost' WHERE name = '2'", [text])
+    return sandbox, why
+
+
+def test_a_value_that_this_python_cannot_read_costs_that_evaluation_only(
+    too_much: tuple[Sandbox, str],
+) -> None:
+    sandbox, why = too_much
+    rows = load_evals(sandbox.db)
+    assert [row["status"] for row in rows] == ["completed"] * 3
+    assert [row["result"] for row in rows] == [{"y": 0}, None, {"y": 2}]
+    assert [row["args"] for row in rows] == [0, 1, None]
+    assert rows[0]["error"] is None
+    assert rows[1]["error"].startswith(f"the result of evaluation '1' of {sandbox.db} cannot be read here: ")
+    assert rows[2]["error"].startswith(
+        f"lost\nthe arguments of evaluation '2' of {sandbox.db} cannot be read"
+    )
+    assert all(why in row["error"] for row in rows[1:])
+    assert sum(count_evals(sandbox.db).values()) == 3
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "jsonl"])
+def test_nor_does_it_end_what_prints_evaluations(
+    too_much: tuple[Sandbox, str], form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sandbox, _ = too_much
+    assert main(["results", sandbox.db, "--format", form, "--columns", "name,y,error", "--sort", "y"]) == 0
+    shown = capsys.readouterr().out
+    assert "the result of evaluation '1'" in shown
+    assert "the arguments of evaluation '2'" in shown
+    assert main(["errors", sandbox.db]) == 0
+    assert capsys.readouterr().out == "nothing has failed\n"
+    assert main(["errors", sandbox.db, "2"]) == 0
+    assert "evaluation 2 is completed\nlost\nthe arguments of evaluation '2'" in capsys.readouterr().out
+    assert main(["status", sandbox.db, "--best", "y"]) == 0
+
+
+class Next:
+    """An adaptive space that keeps what it has seen."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def suggest(self, history: Any) -> int:
+        self.seen = [(e["status"], e["args"], e["result"]) for e in history]
+        return len(history)
+
+
+def test_nor_does_it_end_a_search(too_much: tuple[Sandbox, str]) -> None:
+    sandbox, _ = too_much
+    space = Next()
+    assert speval(abs, space, sandbox.db)["completed"] == 5
+    assert space.seen[:3] == [
+        ("completed", 0, {"y": 0}),
+        ("completed", 1, None),
+        ("completed", None, {"y": 2}),
+    ]
+
+
+def test_arguments_that_an_instance_cannot_read_fail_that_evaluation(too_much: tuple[Sandbox, str]) -> None:
+    sandbox, why = too_much
+    reset_evals(sandbox.db, None)
+    counts = speval(lambda x: -x, range(3), sandbox.db)
+    assert counts == {"pending": 0, "in_progress": 0, "completed": 2, "failed": 1}
+    (row,) = load_evals(sandbox.db, "failed")
+    assert (row["name"], row["result"], row["args"]) == ("2", None, None)
+    assert "the arguments cannot be read here: " in row["error"]
+    assert why in row["error"]
 
 
 def test_reset_by_status_and_by_name(tmp_path: pathlib.Path) -> None:

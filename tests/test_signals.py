@@ -36,9 +36,112 @@ def test_an_interrupted_worker_gives_its_evaluation_back_without_a_loss(
     assert sandbox.column("worker")[1] is None
 
 
-def test_system_exit_in_func_releases_and_ends_the_instance(sandbox: Sandbox) -> None:
-    sandbox.end(sandbox.start('speval(lambda x: sys.exit(3), [1], "evals.db")'), 3)
-    assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)]
+EXITS = {
+    "a number": ("sys.exit(3)", "SystemExit: 3"),
+    "nothing": ("sys.exit()", "SystemExit (exit code 0)"),
+    "None": ("raise SystemExit(None)", "SystemExit: None (exit code 0)"),
+    "a text": ("sys.exit('no data')", "SystemExit: no data (exit code 1)"),
+    "argparse": ("argparse.ArgumentParser().parse_args(['--seeed=1'])", "SystemExit: 2"),
+    "after asyncio": ("asyncio.run(listen()); sys.exit(4)", "SystemExit: 4"),
+    "in a search": ("speval(lambda y: sys.exit(y), [5], 'inner.db', max_failures=1)", "SystemExit: 5"),
+    "in a thread": ("in_thread()", "AssertionError: (1, 'SystemExit: 6')"),
+}
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("kind", EXITS)
+def test_system_exit_in_func_without_an_interrupt_fails_that_evaluation_only(
+    sandbox: Sandbox, kind: str, n_jobs: int
+) -> None:
+    code, last = EXITS[kind]
+    script = f"""
+import argparse
+import asyncio
+import threading
+
+async def listen():
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, note)
+    loop.remove_signal_handler(signal.SIGTERM)
+
+def in_thread():
+    args = lambda y: sys.exit(y), [6], "inner.db"
+    thread = threading.Thread(target=speval, args=args)
+    thread.start()
+    thread.join()
+    (inner,) = load_evals("inner.db")
+    assert 0, (inner["attempt"], inner["error"].splitlines()[-1])
+
+def func(x):
+    note(x)
+    if x == 1:
+        {code}
+    return x
+
+for _ in range(2):
+    print(speval(func, range(4), "evals.db", n_jobs={n_jobs}))
+"""
+    counts = {"pending": 0, "in_progress": 0, "completed": 3, "failed": 1}
+    assert sandbox.run(script).count(f"{counts}\n") == 2
+    assert sorted(sandbox.calls()) == ["0", "1", "2", "3"]
+    (failed,) = load_evals(sandbox.db, "failed")
+    assert (failed["name"], failed["losses"], failed["result"]) == ("1", 0, None)
+    assert failed["error"].startswith("Traceback (most recent call last):\n")
+    assert last in failed["error"].splitlines()[-1]
+
+
+def test_an_instance_whose_first_evaluations_all_exit_stops(sandbox: Sandbox) -> None:
+    script = 'speval(lambda x: sys.exit(2), range(100), "evals.db", max_failures=3)'
+    output = sandbox.end(sandbox.start(script), 1)
+    assert "the first 3 evaluations of this instance all failed, the last with SystemExit: 2" in output
+    assert count_evals(sandbox.db) == {"pending": 97, "in_progress": 0, "completed": 0, "failed": 3}
+
+
+HANDLER = "signal.signal(signal.SIGTERM, lambda *args: sys.exit(7))"
+FLAG = "signal.signal(signal.SIGTERM, lambda *args: flags.append(1))"
+HANDLERS = {
+    "set before": (f"{HANDLER}\ndo(func)", "time.sleep(1000)"),
+    "set before, in a search": (f"{HANDLER}\ndo(lambda x: do(func, 'inner.db'))", "time.sleep(1000)"),
+    "set by func": ("do(func)", f"{HANDLER}; note('set'); time.sleep(1000)"),
+    "set by func in a search": (
+        "do(lambda x: do(func, 'inner.db'))",
+        f"{HANDLER}; note('set'); time.sleep(1000)",
+    ),
+    "a flag of func": ("do(func)", f"{FLAG}; note('set'); wait_for_flag(); sys.exit(7)"),
+    "of the default": ("do(lambda x: do(func, 'inner.db'))", "exit_at_interrupt()"),
+}
+
+
+@pytest.mark.parametrize("kind", HANDLERS)
+def test_system_exit_after_an_interrupt_ends_the_instance_without_a_loss(sandbox: Sandbox, kind: str) -> None:
+    work, code = HANDLERS[kind]
+    script = f"""
+flags = []
+
+def wait_for_flag():
+    while not flags:
+        time.sleep(0.01)
+
+def exit_at_interrupt():
+    try:
+        time.sleep(1000)
+    except BaseException:
+        sys.exit(7)
+
+def func(x):
+    note(x)
+    {code}
+
+def do(work, name="evals.db"):
+    speval(work, range(2), name)
+
+{work}
+"""
+    instance = sandbox.start(script)
+    until(lambda: len(sandbox.calls()) == 1 + ("set by" in kind or "flag" in kind))
+    instance.send_signal(signal.SIGTERM)
+    sandbox.end(instance, -signal.SIGTERM if kind == "of the default" else 7)
+    assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)] * 2
 
 
 SLOW = """

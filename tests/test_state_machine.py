@@ -323,7 +323,7 @@ class Sweep(RuleBasedStateMachine):
             found = row["status"], row["attempt"], row["losses"], row["result"], row["worker"]
             told = expected.status, expected.attempt, expected.losses, expected.result, expected.holder
             assert found == told, row
-            assert row["status"] != "completed" or row["error"] is None
+            assert row["status"] == "failed" or (row["error"] is not None) == (row["losses"] > 0)
             assert row["status"] != "failed" or str(expected.error) in row["error"]
         counts = collections.Counter(evaluation.status for evaluation in self.evals)
         assert count_evals(self.db) == {status: counts[status] for status in STATUSES}

@@ -25,7 +25,7 @@ from conftest import Sandbox
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from speval import SpevalError, count_evals, load_evals, speval
+from speval import SpevalError, load_evals, speval
 from speval.values import to_json
 
 # Each example is a real database, written to the disk for each evaluation of it: so few examples, with
@@ -125,11 +125,74 @@ def test_arguments_reach_func_as_they_are_stored(space: list[tuple[Any, Any]]) -
         assert repr([row["args"] for row in load_evals(name)]) == repr(expected)
 
 
-def test_deep_nesting_that_one_instance_stores_every_reader_reads(db: pathlib.Path) -> None:
-    speval(lambda depth: nested(depth, None), range(500, 1000, 50), db)
-    for row in load_evals(db, "completed"):
-        assert repr(row["result"]) == repr(nested(row["args"], None))
-    assert count_evals(db)["completed"] >= 5
+def test_as_deep_as_is_allowed_comes_back_from_any_python(db: pathlib.Path) -> None:
+    deepest = nested(400, None)
+    wide = ["[" * 500, '"[', "\\", '\\"', "]", {"{": "}"}, [[]] * 1000, [{"x": "\\]"}] * 1000, nested(398, 0)]
+    keyed = {5: nested(398, {np.int64(1): 2})}  # which is converted by the slower way
+    space = [deepest, wide, keyed, "9" * 9000, 10**4300 - 1, [-(10**4299), "1" * 5000]]
+    assert speval(lambda args: args, space, db)["failed"] == 0
+    plain = [*space[:2], {"5": nested(398, {"1": 2})}, *space[3:]]
+    assert repr([row["result"] for row in load_evals(db)]) == repr(plain)
+    assert repr([row["args"] for row in load_evals(db)]) == repr(plain)
+
+
+RAISE_LIMITS = """
+import json
+sys.setrecursionlimit(100_000)
+getattr(sys, "set_int_max_str_digits", abs)(0)
+
+def nest(depth):
+    value = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+"""
+
+
+def test_limits_do_not_depend_on_those_of_this_python(sandbox: Sandbox) -> None:
+    script = """
+values = {"digits": 10**4300, "depth": nest(401), "both": [nest(399), {"x": 10**4299}]}
+speval(lambda name: values[name], ["digits", "depth", "both"], "evals.db")
+for name in ["digits", "depth"]:
+    try:
+        speval(len, [values[name]], "other.db")
+    except TypeError as exc:
+        print(exc)
+"""
+    said = sandbox.run(RAISE_LIMITS + script).splitlines()
+    assert (
+        "the arguments of evaluation '0': cannot be stored as JSON: an integer has more than 4300" in said[-2]
+    )
+    assert "the arguments of evaluation '0': cannot be stored as JSON: lists and dicts are nested" in said[-1]
+    assert not os.path.exists(sandbox.path / "other.db")
+    assert sandbox.column("status") == ["failed", "failed", "completed"]
+    assert "more than 4300 digits" in sandbox.column("error")[0]
+    assert "nested more than 400 deep" in sandbox.column("error")[1]
+
+
+# Texts that look like numbers, and numbers: keys of both kinds, often in one dict.
+digits = st.sampled_from(
+    ["1", "-1", "1.0", "true", "null", "NaN", "a1", "1e+22", '"1', "x\\", "\ud83d\ude00"]
+)
+keys = st.integers(-2, 2) | st.sampled_from([1.5, 1e22, True, None, math.inf, "\U0001f600"]) | digits
+
+
+@settings(few, max_examples=200)
+@given(st.recursive(st.none(), lambda inner: st.dictionaries(keys, inner, max_size=5) | st.lists(inner)))
+def test_a_dict_is_stored_if_its_keys_differ_as_text(value: Any) -> None:
+    if keys_differ(value):
+        assert to_json(value) == json.dumps(value)
+    else:
+        with pytest.raises(TypeError, match="two keys of a dict are equal as text"):
+            to_json(value)
+
+
+def keys_differ(value: Any) -> bool:
+    if isinstance(value, dict):
+        texts = {next(iter(json.loads(json.dumps({key: None})))) for key in value}
+        return len(texts) == len(value) and all(map(keys_differ, value.values()))
+    return not isinstance(value, list) or all(map(keys_differ, value))
 
 
 NUMPY = {
@@ -394,13 +457,35 @@ NOT_JSON: dict[str, tuple[Any, str, str]] = {
     "tuple as key": ({(1, 2): 3}, "tuple", "func returned {(1, 2): 3}"),
     "set as key": ({frozenset(): 3}, "frozenset", "func returned {frozenset(): 3}"),
     "keys equal as text": ({Colour.RED: 1, "red": 2}, "two keys", "func returned {<Colour.RED"),
+    "number and text as keys": ({1: 1, "1": 2}, "equal as text, '1'", "func returned {1: 1"),
+    "negative number and text": ({-1: 1, "-1": 2}, "equal as text, '-1'", "func returned {-1: 1"),
+    "float and text as keys": ({1e22: 1, "1e+22": 2}, "equal as text, '1e+22'", "func returned {1e+22"),
+    "boolean and text as keys": ({"true": 1, True: 2}, "equal as text, 'true'", "func returned {'true'"),
+    "false and text as keys": ({"false": 1, False: 2}, "equal as text, 'false'", "func returned {'false'"),
+    "None and text as keys": ({None: 1, "null": 2}, "equal as text, 'null'", "func returned {None: 1"),
+    "NaN and text as keys": ({math.nan: 1, "NaN": 2}, "equal as text, 'NaN'", "func returned {nan: 1"),
+    "two NaN as keys": ({float("nan"): 1, float("nan"): 2}, "equal as text, 'NaN'", "func returned {nan: 1"),
+    "infinity and text": ({-math.inf: 1, "-Infinity": 2}, "text, '-Infinity'", "func returned {-inf: 1"),
+    "surrogates and a character": ({"\ud83d\ude00": 1, "\U0001f600": 2}, "equal as text", "func returned {"),
+    "equal keys in a list": ([0, {"a": ({1: 1, "1": 2},)}], "equal as text", "func returned [0, {'a'"),
+    "equal keys in a dataclass": (Point({"x": {1: 1, "1": 2}}), "equal as text", "func returned Point("),
+    "equal keys in a table": (Table({"a": {1: 1, "1": 2}}), "equal as text", "func returned <"),
+    "equal keys beside converted ones": ({np.int64(5): {1: 1, "1": 2}}, "equal as text", "func returned {"),
+    "equal keys in an array": (np.array([{1: 1, "1": 2}], object), "equal as text", "func returned array("),
     "index with duplicates": (Frame(), "duplicates in the index of a Frame", "func returned <"),
     "function": (abs, "builtin_function_or_method", "func returned <built-in function abs>"),
     "repr raises": (NoRepr(), "NoRepr", "NoRepr whose repr raises RuntimeError"),
     "repr with surrogates": (Surrogate(), "Surrogate", r"<\udcff\ud800"),
     "circular": (circular(), "Circular", "[{'again': [...]}]"),
-    "too deep": (nested(40_000, None), "recursion", "list"),
-    "too many digits": (10**5000, "digits", "int"),
+    "too deep": (nested(40_000, None), "nested more than 400 deep", "list"),
+    "one level too deep": (nested(400, [0]), "nested more than 400 deep", "func returned [{'': [{'': [{"),
+    "a level too deep in a key's dict": (
+        {5: nested(400, 0)},
+        "nested more than 400 deep",
+        "func returned {5: ",
+    ),
+    "too many digits": (10**5000, "more than 4300 digits", "int"),
+    "too many digits in a list": ([1, {"x": -(10**4300)}], "more than 4300 digits", "list"),
     "long repr": ({3: ["x" * 100_000, 1j]}, "complex", "[...]"),
     "dataclass in itself": (selfish(), "Circular", "func returned Point("),
     "object in a set of its own": (Convertible([{Endless()}]), "recursion", "Convertible()"),

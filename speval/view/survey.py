@@ -25,6 +25,8 @@ from ..errors import SpevalError, cut, last_line
 from ..process.signals import Signals
 from ..reading import (
     CHUNK_SIZE,
+    COLUMNS,
+    as_dict,
     check_order,
     count_all,
     first_fresh,
@@ -62,7 +64,7 @@ RUNNING = """
     SELECT name, started, worker FROM evals WHERE status = 'in_progress' ORDER BY started LIMIT :room"""
 FAILED = """
     SELECT id, name, error FROM evals WHERE status = 'failed' AND id > :after ORDER BY id LIMIT :room"""
-ERROR_OF = "SELECT status, error FROM evals /* NATURAL JOIN names */ WHERE name = :name"
+FIND = f"SELECT {COLUMNS} FROM evals /* NATURAL JOIN names */ WHERE name = :name"
 PLACE_OF = "SELECT host, pid FROM workers WHERE id = :worker"
 SIZE = "SELECT count(*), max(id) FROM evals"
 ROOM = 50_000  # rows, of which only short columns are read, in one transaction
@@ -230,7 +232,7 @@ def _some_failed(conn: Connection, after: int) -> list[tuple[int, str, str]]:
 
 
 def error_of(evals_fname: Name, name: str) -> tuple[str, str]:
-    """Return the status and the error of one evaluation, ``""`` if it has none.
+    """Return the status and the error of one evaluation, ``""`` if it has none; and why it cannot be read.
 
     Raises
     ------
@@ -239,11 +241,16 @@ def error_of(evals_fname: Name, name: str) -> tuple[str, str]:
     """
     db = existing(evals_fname)
     with Signals(), db.read() as conn:
-        rows = conn.execute(ERROR_OF, {"name": name}).fetchall()
+        rows = conn.execute(FIND, {"name": name}).fetchall()
     if not rows:
         raise ValueError(f"{db.path} has no evaluation {name!r}")
-    ((status, error),) = rows
-    return _text(status), _text(error)
+    ((_, *row),) = rows
+    e = dict(zip(COLUMNS.split(", ")[1:], row))
+    try:
+        e = as_dict(db.path, *row)
+    except SpevalError as exc:  # a damaged value, which other readers raise
+        e["error"] = f"{_text(e['error'])}\n{exc}".lstrip("\n")
+    return _text(e["status"]), _text(e["error"])
 
 
 def failures(evals_fname: Name, most: int = 1000) -> list[Failure]:
