@@ -37,7 +37,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from ..errors import SpevalError
+from ..errors import NotWritable, SpevalError
 from .launcher import log_of, redirect
 from .machine import cpu_seconds, duplicate_high, identity, waits_locally
 from .output import TAIL, Relay, Shown, fate
@@ -55,6 +55,7 @@ EARLY = 3  # deaths in a row, before anything began, after which it is no use
 READY = 2  # the count of a process that is past its first piece
 HUNG = 5.0  # seconds that what is forked may take until then; doubled with each in a row that takes longer
 APART = 10  # seconds that what is done in a process of its own may take: it, too, may hang so
+LONGEST = 60.0  # seconds between two that do not begin, at most
 SETTLED = 5.0  # seconds after which a process is not one of those
 STUCK = 30.0  # seconds of the first evaluation, without progress, after which a warning is logged
 IDLE = 0.1  # seconds of CPU time that background threads of a stuck process may use meanwhile
@@ -92,7 +93,8 @@ def run(
 ) -> None:
     """Call ``work(count)`` in `n` processes, until it has returned in each.
 
-    One that dies is replaced. When one raises, or a signal does, all are ended and that is raised here.
+    One that dies is replaced, and so is one that raises `NotWritable` after any process has begun a piece of
+    its work. When one raises anything else, or a signal does, all are ended and that is raised here.
 
     Parameters
     ----------
@@ -125,8 +127,9 @@ def run(
         while any(not job.done for job in jobs):
             now = time.monotonic()
             passed, before = min(now - before, STEP), now
+            has_begun = any(job.has_begun for job in jobs)
             for job in jobs:
-                job.look(passed)
+                job.look(passed, has_begun)
             _check(jobs)
             is_said = is_said or _warn_if_stuck(jobs, passed)
             if line is not None:
@@ -201,6 +204,8 @@ class Job:
     ----------
     done : bool
         The work has returned.
+    has_begun : bool
+        Any process has begun a piece of the work.
     early : int
         How many in a row died before they had begun anything.
     problem : str
@@ -220,7 +225,9 @@ class Job:
         log: str | None,
     ) -> None:
         self.done = False
+        self._has_begun = False  # any process before this one
         self.early = 0
+        self._refused = 0  # in a row that could not use the database
         self.problem = ""
         self.pipe: Any = None
         self._context = context
@@ -236,8 +243,15 @@ class Job:
         self._is_relayed = log is None and has_stderr and hasattr(os, "fork")
         self._pause = 0.0  # seconds until the next one is started
 
-    def look(self, passed: float) -> None:
-        """See how the process does, `passed` seconds after the last time; start one if there is none."""
+    @property
+    def has_begun(self) -> bool:
+        return self._has_begun or (self._process is not None and self._count.value > READY)
+
+    def look(self, passed: float, has_begun: bool) -> None:
+        """See how the process does, `passed` seconds after the last time; start one if there is none.
+
+        `has_begun`: of any job.
+        """
         if self.done:
             return
         if self._process is None:
@@ -245,7 +259,7 @@ class Job:
             if self._pause <= 0:
                 self._start()
         elif self.is_over():
-            self._replace(self._process)
+            self._replace(self._process, has_begun)
         else:
             self._age += passed
             self._time(self._process, passed)
@@ -347,13 +361,21 @@ class Job:
                 return True
         return False
 
-    def _replace(self, process: BaseProcess) -> None:
+    def _replace(self, process: BaseProcess, has_begun: bool) -> None:
         self.hear()
         began = self._count.value > READY
+        self._has_begun = self._has_begun or began
         self._process = None
         self.pipe.close()
         if self._said:
             exc = pickle.loads(self._said)
+            if has_begun and isinstance(exc, NotWritable):  # others have results, which are not to be lost
+                self._refused += 1
+                self._pause = min(2.0 ** (self._refused - 1), LONGEST)
+                log.warning(
+                    "worker process %s cannot begin: %s (next try in %d s)", process.pid, exc, self._pause
+                )
+                return
             if exc is not None:
                 raise exc
             self.done = True
@@ -376,7 +398,8 @@ class Job:
     def _fall(self, why: str, meaning: str = NO_START, began: bool = False) -> None:
         self.problem = meaning.format(why)
         self.early = 0 if began else self.early + 1
-        self._pause = min(2.0 ** (self.early - 2), 60.0) if self.early > 1 else 0.0
+        self._refused = 0
+        self._pause = min(2.0 ** (self.early - 2), LONGEST) if self.early > 1 else 0.0
         log.warning("worker process %s; another one takes its place", why)
 
     def _time(self, process: BaseProcess, passed: float) -> None:
