@@ -632,13 +632,11 @@ class Worker:
         return reclaim(self._db, conn, [Loss(self.id, process(), STALLED, STALLED)], self._max_attempts)
 
     def _insist(self, action: Callable[[], T]) -> T:
-        return insist(
-            self._db,
-            action,
-            lambda: self._joined or is_used(self._db.name),
-            functools.partial(self._signals.let_through, self._sleep),
-            lambda: f"{len(self.done)} finished evaluations are kept in memory, ",
-        )
+        if not (self._joined or is_used(self._db.name)):
+            return action()
+        sleep = functools.partial(self._signals.let_through, self._sleep)
+        kept = "%d finished evaluations are kept in memory, "
+        return insist(self._db, action, lambda: True, sleep, lambda: kept % len(self.done))
 
     def _wait(self) -> bool:
         """Wait until there is something to claim or to reclaim; False if everything is finished."""
