@@ -271,7 +271,7 @@ class Job:
         self._said: bytes | None = None  # by the process, of its end; nothing if it closed the pipe
         self._stint = Stint()
         self._age = 0.0  # seconds, of the process
-        self._quiet = self._used = 0.0  # seconds of its first evaluation; of CPU, before these
+        self._quiet = self._used = 0.0  # seconds of its first evaluation so far; of CPU time before
         self._ending: float | None = None  # seconds since it was told to end
         self._idle = 0.0  # seconds since it said how its work ended
         self._logged = 0  # bytes that were in the file before
@@ -443,19 +443,18 @@ class Job:
 def _memory(is_forked: bool) -> Any:
     """Return 8 bytes that this process has in common with one that it starts.
 
-    `multiprocessing.RawValue` makes a file in /dev/shm for them, where a container may allow no files.
+    On Linux, `multiprocessing.RawValue` has them in a file in /dev/shm, where a container may allow no files.
     """
     if is_forked:
         return mmap.mmap(-1, 8)
-    import tempfile
     from multiprocessing.heap import Arena
 
-    if os.name == "nt":
+    if not hasattr(os, "memfd_create"):  # not Linux
         return Arena(8)
-    with tempfile.TemporaryFile() as file:
-        file.truncate(8)
-        arena = Arena(8, os.dup(file.fileno()))
-    weakref.finalize(arena, os.close, arena.fd)  # what is mapped stays
+    fd = os.memfd_create("speval")
+    os.ftruncate(fd, 8)
+    arena = Arena(8, fd)
+    weakref.finalize(arena, os.close, fd)  # what is mapped stays
     return arena
 
 
