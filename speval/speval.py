@@ -804,19 +804,20 @@ def speval(
     with Space(eval_space) as space:
         action = functools.partial(populate, db, space, name_of(func), code)
         rest = insist(db, action, lambda: is_used(db.name))
-    counts = None if rest else count_evals(db)
+    recount = functools.partial(insist, db, functools.partial(count_evals, db), lambda: True)
+    counts = None if rest else recount()
     settings = {"timeout": timeout, "max_attempts": max_attempts, "space": adaptive(eval_space), "stop": stop}
     work = functools.partial(_work, db if n_jobs == 1 else db.name, func, code, max_failures, wait, settings)
     told = n_jobs != 1 and not is_launched()
     nothing = contextlib.nullcontext()
     with _summed_up(db) if told else nothing, _line(db) if progress and rest else nothing as line:
         # Again, if somebody else extended the space at the very end; unless the database contradicts itself.
-        while counts is None or (wait and unfinished(counts) and unfinished(counts := count_evals(db))):
+        while counts is None or (wait and unfinished(counts) and unfinished(counts := recount())):
             if n_jobs == 1:
-                counts = _in_this_process(work, timeout, line) or count_evals(db)
+                counts = _in_this_process(work, timeout, line) or recount()
             else:
                 _in_processes(db, work, n_jobs, timeout, line)
-                counts = count_evals(db)
+                counts = recount()
     if counts["failed"]:
         log.warning(
             "%d of %d evaluations failed: load_evals(%r, 'failed') says why; reset_evals() and start again",

@@ -254,6 +254,29 @@ def func(x):
         assert [row["result"] for row in load_evals(table)] == list(range(6))
         assert sum(row["losses"] for row in load_evals(table)) == killed
 
+    def test_an_instance_waits_for_it_to_count_what_its_processes_have_done(
+        self, sandbox: Sandbox, alone: Server
+    ) -> None:
+        script = """
+from speval.process import jobs
+start = jobs.run
+
+def run(*args):
+    start(*args)
+    note("done")
+    wait_for("stopped")
+
+jobs.run = run
+print(speval(abs, range(3), sys.argv[1], n_jobs=2))
+"""
+        instance = sandbox.start(SAYS + script, alone.url("sweep"))
+        until(sandbox.calls)
+        alone.stop()
+        sandbox.touch("stopped")
+        until(lambda: "next try in 1 s" in sandbox.said())
+        alone.start()
+        assert "'completed': 3" in sandbox.end(instance)
+
     @pytest.mark.parametrize("n_jobs", [1, 2])
     def test_an_instance_that_is_started_again_waits_until_the_server_is_back(
         self, sandbox: Sandbox, alone: Server, n_jobs: int
