@@ -32,13 +32,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import workers
-from .database import FIRST, LAST, Connection, Database, Name, database, existing, shown
+from .database import FIRST, LAST, Connection, Database, Name, database, existing, insist, shown
 from .errors import NotWritable, SpevalError, cut, last_line, visible
 from .function import code_of, copied_generators, differences, name_of
 from .history import History, note_reset
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice, weakly
-from .process.launcher import announce, counted, head, is_launched
+from .process.launcher import announce, counted, head, is_launched, is_used
 from .process.machine import command, cpus, process, programs_ended
 from .process.signals import Signals
 from .reading import CHUNK_SIZE, check_status, count, count_evals, left, look_up, not_stored, unfinished
@@ -561,6 +561,8 @@ class Worker:
                 if suggested is not None and not (rows := list(rows)) and add(self._db, conn, *suggested):
                     rows = claim(self._db, conn, self.id, room)
             stored = finished()
+            if not self._joined:
+                announce(self._db.name, used=True)
             self._joined = True
             del self.done[: len(outcomes)]
             self._reports.forget(reports)
@@ -627,17 +629,11 @@ class Worker:
         return reclaim(self._db, conn, [Loss(self.id, process(), STALLED, STALLED)], self._max_attempts)
 
     def _insist(self, action: Callable[[], T]) -> T:
-        pause = 1.0
-        while True:
-            try:
-                return action()
-            except NotWritable as exc:
-                if not self._joined:
-                    raise
-                kept = f"{len(self.done)} finished evaluations are kept in memory"
-                log.warning("%s (%s, next try in %d s)", exc, kept, pause)
-            self._signals.let_through(self._sleep, pause)
-            pause = min(2 * pause, 60.0)
+        if not (self._joined or is_used(self._db.name)):
+            return action()
+        sleep = functools.partial(self._signals.let_through, self._sleep)
+        kept = "%d finished evaluations are kept in memory, "
+        return insist(self._db, action, lambda: True, sleep, lambda: kept % len(self.done))
 
     def _wait(self) -> bool:
         """Wait until there is something to claim or to reclaim; False if everything is finished."""
@@ -772,9 +768,9 @@ def speval(
         If an evaluation of the same name is stored with other arguments. Nothing is touched.
     SpevalError
         If the database is damaged, of something else, was deleted while in use, or cannot be written
-        at the start; if all of the first `max_failures` evaluations failed; inside `func`, if it is on
-        the database whose evaluation runs; if worker processes cannot be started, or not be forked because
-        this process has other threads: it says what to do.
+        at the start, for a minute if its server is away; if all of the first `max_failures` evaluations
+        failed; inside `func`, if it is on the database whose evaluation runs; if worker processes cannot be
+        started, or not be forked because this process has other threads: it says what to do.
     OSError
         If a directory or the temporary file for the space cannot be made.
 
@@ -803,20 +799,22 @@ def speval(
         raise SpevalError(f"speval() inside func on {db.path} too would wait for itself: use another file")
     code = code_of(func)
     with Space(eval_space) as space:
-        rest = populate(db, space, name_of(func), code)
-    counts = None if rest else count_evals(db)
+        action = functools.partial(populate, db, space, name_of(func), code)
+        rest = insist(db, action, lambda: is_used(db.name))
+    recount = functools.partial(insist, db, functools.partial(count_evals, db), lambda: True)
+    counts = None if rest else recount()
     settings = {"timeout": timeout, "max_attempts": max_attempts, "space": adaptive(eval_space), "stop": stop}
     work = functools.partial(_work, db if n_jobs == 1 else db.name, func, code, max_failures, wait, settings)
     told = n_jobs != 1 and not is_launched()
     nothing = contextlib.nullcontext()
     with _summed_up(db) if told else nothing, _line(db) if progress and rest else nothing as line:
         # Again, if somebody else extended the space at the very end; unless the database contradicts itself.
-        while counts is None or (wait and unfinished(counts) and unfinished(counts := count_evals(db))):
+        while counts is None or (wait and unfinished(counts) and unfinished(counts := recount())):
             if n_jobs == 1:
-                counts = _in_this_process(work, timeout, line) or count_evals(db)
+                counts = _in_this_process(work, timeout, line) or recount()
             else:
                 _in_processes(db, func, work, n_jobs, timeout, line)
-                counts = count_evals(db)
+                counts = recount()
     if counts["failed"]:
         log.warning(
             "%d of %d evaluations failed: load_evals(%r, 'failed') says why; reset_evals() and start again",

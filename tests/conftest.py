@@ -78,6 +78,14 @@ MISS_A_WAKEUP = (
 )
 
 
+# What an instance logs also goes to a file, where a test finds it at once.
+SAYS = """
+import logging
+logging.getLogger("speval").addHandler(logging.StreamHandler())
+logging.getLogger("speval").addHandler(logging.FileHandler("said"))
+"""
+
+
 def until(condition: Callable[[], Any]) -> Any:
     """Wait until `condition` returns something true, and return that."""
     began = time.monotonic()
@@ -108,6 +116,15 @@ def is_locked(fname: str, byte: int) -> bool:
         asked = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
         answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked)
     return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+
+
+def fill(disk: pathlib.Path) -> pathlib.Path:
+    """Fill a small disk; return the file to delete."""
+    ballast = disk / "ballast"
+    with contextlib.suppress(OSError), open(ballast, "ab", 0) as file:
+        while True:
+            file.write(bytes(1024))
+    return ballast
 
 
 class Sandbox:
@@ -166,6 +183,11 @@ class Sandbox:
         """Return the lines that instances have noted."""
         file = self.path / "calls"
         return file.read_text().splitlines() if file.exists() else []
+
+    def said(self) -> str:
+        """Return what instances that begin with `SAYS` have logged."""
+        file = self.path / "said"
+        return file.read_text() if file.exists() else ""
 
     def column(self, key: str) -> list[Any]:
         return [row[key] for row in load_evals(self.db)]
@@ -236,6 +258,20 @@ def sandbox(tmp_path: pathlib.Path, nursery: Nursery) -> Iterator[Sandbox]:
         yield sandbox
     finally:
         sandbox.close()
+
+
+@pytest.fixture
+def small_disk(sandbox: Sandbox) -> Iterator[pathlib.Path]:
+    disk = sandbox.path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small file system needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
+    try:
+        yield disk
+    finally:
+        sandbox.close()
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 @pytest.fixture

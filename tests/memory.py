@@ -44,6 +44,8 @@ class Memory:
         return self._conn is not None
 
     def try_out(self) -> None: ...
+    def is_away(self, exc: Exception) -> bool:
+        return False
 
     def require(self) -> None:
         if self._conn is None:

@@ -21,7 +21,7 @@ import sys
 import termios
 
 import pytest
-from conftest import LIMIT, PYTHON, Sandbox, has_signal, state, until
+from conftest import LIMIT, PYTHON, SAYS, Sandbox, fill, has_signal, state, until
 from test_jobs import is_alive
 
 from speval import __version__, count_evals, load_evals, reset_evals, speval
@@ -819,6 +819,44 @@ speval(func, range(5), "evals.db")
         printed = sandbox.end(self.start(sandbox, code, "-n", "1", "script.py"))
         assert "speval: instance 1 was killed by SIGKILL: it is started again in 1 s" in printed
         assert sandbox.column("result") == list(range(5))
+
+    @pytest.mark.parametrize("n_jobs", [1, 2])
+    def test_one_that_is_started_again_waits_until_the_disk_has_room(
+        self, sandbox: Sandbox, small_disk: pathlib.Path, n_jobs: int
+    ) -> None:
+        code = f"""
+def func(x):
+    open(f"at {{x}} {{os.getpid()}}", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    return x
+
+speval(func, range(6), "disk/evals.db", n_jobs={n_jobs})
+"""
+        run = self.start(sandbox, SAYS + code, "-n", "2", "script.py")
+        until(lambda: len(list(sandbox.path.glob("at *"))) == 2 * n_jobs)
+        ballast = fill(small_disk)
+        with open(f"/proc/{run.pid}/task/{run.pid}/children") as children:
+            os.kill(int(children.read().split()[0]), signal.SIGKILL)
+        until(lambda: "(0 finished evaluations are kept in memory, next try in 2 s)" in sandbox.said())
+        sandbox.touch("go")
+        until(lambda: "(1 finished evaluations are kept in memory, next try in 1 s)" in sandbox.said())
+        assert run.poll() is None
+        ballast.unlink()
+        sandbox.end(run)
+        rows = load_evals(small_disk / "evals.db")
+        assert [row["result"] for row in rows] == list(range(6))
+        assert sum(row["losses"] for row in rows) == n_jobs
+
+    def test_of_instances_that_have_just_started_on_a_full_disk_each_raises(
+        self, sandbox: Sandbox, small_disk: pathlib.Path
+    ) -> None:
+        speval(abs, range(3), small_disk / "evals.db")
+        reset_evals(small_disk / "evals.db", "completed")
+        fill(small_disk)
+        code = "speval(abs, range(3), 'disk/evals.db')\n"
+        printed = sandbox.end(self.start(sandbox, code, "-n", "2", "script.py"), 1)
+        assert printed.count("is the disk full, or a quota?") == 2
 
     def test_one_that_is_killed_again_and_again_is_given_up(self, tmp_path: pathlib.Path) -> None:
         (board,) = launcher.Board.make(str(tmp_path), 1)

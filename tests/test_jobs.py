@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import pathlib
@@ -18,10 +19,10 @@ import time
 from collections import Counter
 
 import pytest
-from conftest import LIMIT, PRELUDE, PYTHON, Sandbox, state, until
+from conftest import LIMIT, PRELUDE, PYTHON, SAYS, Sandbox, fill, state, until
 from nursery import is_of_coverage
 
-from speval import SpevalError, count_evals, load_evals
+from speval import SpevalError, count_evals, load_evals, reset_evals
 from speval import speval as run
 from speval.process import machine, output, threads
 
@@ -212,6 +213,22 @@ print(speval(func, range(2), "evals.db", n_jobs=2)["completed"])
 """
         assert sandbox.end(sandbox.start(script, measured=False)) == "2\n"
         assert not any(map(is_alive, pids(sandbox, 2)))
+
+    def test_a_python_without_an_atomic_duplicate_of_descriptors_has_one_of_two_steps(
+        self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        script = """
+import fcntl
+del fcntl.F_DUPFD_CLOEXEC
+speval(abs, range(20), "evals.db", n_jobs=2)
+"""
+        sandbox.run(script)
+        assert sandbox.column("result") == list(range(20))
+        monkeypatch.delattr(fcntl, "F_DUPFD_CLOEXEC")
+        fd = machine.duplicate_high(0)
+        assert fd >= machine.HIGH
+        assert not os.get_inheritable(fd)
+        os.close(fd)
 
     def test_ignored_ends_of_children_are_noticed(self, sandbox: Sandbox) -> None:
         script = """
@@ -824,6 +841,145 @@ os._exit(0)
         assert count_evals(sandbox.db)["pending"] == 20
 
 
+class TestInheritedThreads:
+    """Which a library counts on in a forked process, where they are not."""
+
+    WAITS = """
+from speval.process import jobs
+jobs.STUCK, jobs.IDLE = 1.0, 0.01
+library = threading.Lock()  # of whose threads the last unlocks it, were it there
+library.acquire()
+"""
+
+    def test_a_process_that_waits_for_them_for_ever_is_warned_of_once(self, sandbox: Sandbox) -> None:
+        script = """
+def func(x):
+    note(x)
+    library.acquire()
+
+print(speval(func, range(2), "evals.db", timeout=4, n_jobs=2, max_attempts=1)["failed"])
+"""
+        assert sandbox.run(SAYS + self.WAITS + script).splitlines()[-1] == "2"
+        assert len(re.findall(r"worker process \d+ has used no CPU for 1 s", sandbox.said())) == 1
+        assert "`speval run` in place of n_jobs" in sandbox.said()
+        assert "multiprocessing.set_start_method('spawn')" in sandbox.said()
+
+    @pytest.mark.parametrize(
+        "wait",
+        [
+            "time.sleep(3)",
+            "subprocess.run(['sleep', '3'])",
+            "select.select([socket.socket()], [], [], 3)",
+            "list(iter(lambda end=time.monotonic() + 3: time.monotonic() < end, False))",
+            "threading.Thread(target=busy, daemon=True).start() or library.acquire(timeout=3)",
+        ],
+        ids=["sleeps", "waits for a program", "waits for the network", "computes", "a thread computes"],
+    )
+    def test_one_that_is_at_work_or_waits_for_something_else_is_not(
+        self, sandbox: Sandbox, wait: str
+    ) -> None:
+        script = f"""
+import select, socket, subprocess
+
+def busy():
+    while True:
+        pass
+
+def func(x):
+    {wait}
+
+speval(func, range(2), "evals.db", n_jobs=2)
+"""
+        assert "it seems to hang" not in sandbox.run(self.WAITS + script)
+
+    def test_a_model_of_scikit_learn_that_was_fitted_before_is_named_as_the_reason(
+        self, sandbox: Sandbox
+    ) -> None:
+        pytest.importorskip("sklearn")
+        script = """
+import numpy
+from sklearn.cluster import KMeans
+os.environ["OMP_NUM_THREADS"] = "2"
+points = numpy.random.default_rng(0).random((5000, 5))
+KMeans(3, n_init=1).fit(points)
+
+def func(x):
+    note(x)
+    KMeans(3, n_init=1).fit(points)
+
+speval(func, range(2), "evals.db", n_jobs=2)
+"""
+        instance = sandbox.start(SAYS + self.WAITS + script, measured=False)
+        until(lambda: "as scikit-learn does to fit a model" in sandbox.said() or instance.poll() is not None)
+        if instance.poll() is None:  # else this OpenMP is one that survives a fork
+            sandbox.end_by(instance, signal.SIGINT)
+
+
+class TestUnusable:
+    """The database cannot be used when a process takes the place of another."""
+
+    SCRIPT = """
+def func(x):
+    note(x, os.getpid())
+    wait_for("go")
+    return x
+
+speval(func, range(6), "disk/evals.db", n_jobs=3)
+"""
+
+    @pytest.mark.parametrize("killed", [1, 3])
+    def test_it_waits_until_the_disk_has_room_and_the_others_go_on(
+        self, sandbox: Sandbox, small_disk: pathlib.Path, killed: int
+    ) -> None:
+        instance = sandbox.start(SAYS + self.SCRIPT)
+        workers = pids(sandbox, 3)
+        ballast = fill(small_disk)
+        for pid in workers[:killed]:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: sandbox.said().count("cannot begin: ") > killed)  # a second time, that is
+        sandbox.touch("go")
+        if killed == 1:
+            until(lambda: "1 finished evaluations are kept in memory" in sandbox.said())
+        assert instance.poll() is None
+        ballast.unlink()
+        sandbox.end(instance)
+        rows = load_evals(small_disk / "evals.db")
+        assert [row["result"] for row in rows] == list(range(6))
+        assert sum(row["losses"] for row in rows) == killed
+        assert re.search(
+            r"worker process \d+ cannot begin: .*disk/evals.db.* \(next try in 2 s\)", sandbox.said()
+        )
+
+    def test_an_interrupt_ends_the_wait(self, sandbox: Sandbox, small_disk: pathlib.Path) -> None:
+        instance = sandbox.start(SAYS + self.SCRIPT)
+        workers = pids(sandbox, 3)
+        ballast = fill(small_disk)
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: sandbox.said().count("cannot begin: ") >= 3)
+        sandbox.end_by(instance, signal.SIGINT)
+        ballast.unlink()
+
+    def test_an_instance_of_which_no_process_has_begun_raises(
+        self, sandbox: Sandbox, small_disk: pathlib.Path
+    ) -> None:
+        fname = small_disk / "evals.db"
+        run(abs, range(3), fname)
+        reset_evals(fname, "completed")
+        fill(small_disk)
+        with pytest.raises(SpevalError, match="is the disk full, or a quota"):
+            run(abs, range(3), fname, n_jobs=2)
+
+    def test_a_database_that_was_deleted_meanwhile_is_not_waited_for(self, sandbox: Sandbox) -> None:
+        script = self.SCRIPT.replace("disk/evals.db", "evals.db")
+        instance = sandbox.start(script)
+        workers = pids(sandbox, 3)
+        os.unlink(sandbox.db)
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        assert "evals.db was deleted while it was in use: start again" in sandbox.end(instance, 1)
+
+
 class TestWatched:
     """Workers whose death somebody would tell, had he not died with them."""
 
@@ -885,6 +1041,67 @@ if __name__ == "__main__":
 """
         sandbox.run(script)
         assert sandbox.column("result") == [2 * x for x in range(20)]
+
+    # As from Python 3.14 on.
+    DEFAULT = """
+import multiprocessing, multiprocessing.context as context
+
+if sys.version_info < (3, 14):
+    context._default_context._default_context = context._concrete_contexts["forkserver"]
+    multiprocessing.get_all_start_methods = lambda: ["forkserver", "fork", "spawn"]
+"""
+
+    def test_a_default_that_something_else_has_used_is_no_choice(self, sandbox: Sandbox) -> None:
+        script = """
+multiprocessing.RLock()  # as a bar of tqdm does
+assert multiprocessing.get_start_method(allow_none=True) == "forkserver"
+speval(lambda x: 2 * x, range(3), "evals.db", n_jobs=2)
+"""
+        sandbox.run(self.DEFAULT + script)
+        assert sandbox.column("result") == [0, 2, 4]
+
+    @pytest.mark.parametrize("module", ["__main__", "helper"])
+    def test_a_choice_that_is_the_default_is_one(self, sandbox: Sandbox, module: str) -> None:
+        (sandbox.path / "helper.py").write_text(
+            "import multiprocessing\nfrom speval import speval\n\ndef sweep(*args, **kwargs):\n"
+            "    multiprocessing.set_start_method('forkserver')\n    speval(*args, **kwargs)\n"
+        )
+        begin = {
+            "__main__": "def f(): multiprocessing.set_start_method('forkserver')\nf(); sweep = speval\n",
+            "helper": "from helper import sweep\n",
+        }
+        script = """
+try:
+    sweep(lambda x: x, range(3), "evals.db", n_jobs=2)
+except SpevalError as exc:
+    print(exc)
+"""
+        printed = sandbox.run(self.DEFAULT + begin[module] + script)
+        assert "define it with def, at the top of a script or module" in printed
+
+    @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+    def test_no_file_in_dev_shm_is_needed(self, public: pathlib.Path, method: str) -> None:
+        (public / "script.py").write_text(f"""
+import multiprocessing
+from speval import speval
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("{method}")
+    print(speval(abs, range(20), "evals.db", n_jobs=2))
+""")
+        mount = "mount -t tmpfs -o ro none /dev/shm"
+        alone = ["unshare", "--mount", "sh", "-c"]
+        if subprocess.run([*alone, mount], capture_output=True, check=False).returncode:
+            pytest.skip("unshare, and a mount of one's own, are needed")
+        done = subprocess.run(
+            [*alone, f'{mount} && exec "$@"', "sh", *PYTHON, "script.py"],
+            cwd=public,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+        assert "'completed': 20" in done.stdout, done.stderr
 
     def test_a_lambda_for_spawn_is_refused_with_the_way_out(self, sandbox: Sandbox) -> None:
         script = """

@@ -18,15 +18,17 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import PRELUDE, PYTHON, Sandbox, until
+from conftest import PRELUDE, PYTHON, SAYS, Sandbox, until
 from nursery import LIMIT
 from server import Server, as_user, free_port
 
 from speval import SpevalError, count_evals, iter_evals, load_evals, reading, reset_evals, speval, workers
-from speval.database import database
+from speval.database import database, insist
+from speval.errors import NotWritable
 from speval.view import survey
 
 job = importlib.import_module("speval.speval")
+where = importlib.import_module("speval.database")
 
 DONE = ["completed"]
 
@@ -224,7 +226,148 @@ speval(func, [1], sys.argv[1])
         assert {(row["status"], row["losses"]) for row in load_evals(table)} == {("completed", 0)}
         assert set(calls(sandbox).values()) == {1}
 
-    def test_one_that_is_not_there_is_a_clear_error(self) -> None:
+    WAITS = """
+def func(x):
+    note(x, os.getpid())
+    wait_for("go")
+    return x
+
+"""
+
+    @pytest.mark.parametrize("killed", [1, 3])
+    def test_a_process_that_takes_the_place_of_another_waits_until_the_server_is_back(
+        self, sandbox: Sandbox, alone: Server, killed: int
+    ) -> None:
+        table = alone.url("sweep")
+        call = "speval(func, range(6), sys.argv[1], n_jobs=3)"
+        instance = sandbox.start(SAYS + self.WAITS + call, table)
+        until(lambda: len(sandbox.calls()) == 3)
+        alone.stop()
+        for line in sandbox.calls()[:killed]:
+            os.kill(int(line.split()[1]), signal.SIGKILL)
+        until(lambda: sandbox.said().count("cannot begin: ") > killed)
+        sandbox.touch("go")
+        if killed == 1:
+            until(lambda: "1 finished evaluations are kept in memory" in sandbox.said())
+        alone.start()
+        sandbox.end(instance)
+        assert [row["result"] for row in load_evals(table)] == list(range(6))
+        assert sum(row["losses"] for row in load_evals(table)) == killed
+
+    def test_an_instance_waits_for_it_to_count_what_its_processes_have_done(
+        self, sandbox: Sandbox, alone: Server
+    ) -> None:
+        script = """
+from speval.process import jobs
+start = jobs.run
+
+def run(*args):
+    start(*args)
+    note("done")
+    wait_for("stopped")
+
+jobs.run = run
+print(speval(abs, range(3), sys.argv[1], n_jobs=2))
+"""
+        instance = sandbox.start(SAYS + script, alone.url("sweep"))
+        until(sandbox.calls)
+        alone.stop()
+        sandbox.touch("stopped")
+        until(lambda: "next try in 1 s" in sandbox.said())
+        alone.start()
+        assert "'completed': 3" in sandbox.end(instance)
+
+    @pytest.mark.parametrize("n_jobs", [1, 2])
+    def test_an_instance_that_is_started_again_waits_until_the_server_is_back(
+        self, sandbox: Sandbox, alone: Server, n_jobs: int
+    ) -> None:
+        table = alone.url("sweep")
+        script = sandbox.path / "script.py"
+        # It does not wait at all for one that was never there.
+        begin = "from speval import database\ndatabase.AWAY = 0.0\n"
+        call = f"speval(func, range(6), {table!r}, n_jobs={n_jobs})"
+        script.write_text(PRELUDE + SAYS + begin + self.WAITS + call)
+        command = [sys.executable, "-m", "speval", "run", "-n", "2", "--quiet", str(script)]
+        run = subprocess.Popen(command, cwd=sandbox.path, stderr=subprocess.DEVNULL, text=True)
+        sandbox.instances.append(run)
+        until(lambda: len(sandbox.calls()) == 2 * n_jobs)
+        alone.stop()
+        with open(f"/proc/{run.pid}/task/{run.pid}/children") as children:
+            os.kill(int(children.read().split()[0]), signal.SIGKILL)
+        until(lambda: "(next try in 2 s)" in sandbox.said())
+        sandbox.touch("go")
+        until(lambda: "(1 finished evaluations are kept in memory, next try in 1 s)" in sandbox.said())
+        alone.start()
+        assert run.wait(LIMIT) == 0
+        assert [row["result"] for row in load_evals(table)] == list(range(6))
+
+    def test_an_instance_that_starts_says_that_it_waits_for_one_that_is_away(
+        self, sandbox: Sandbox, alone: Server
+    ) -> None:
+        table = alone.url("sweep")
+        alone.stop()
+        instance = sandbox.start(SAYS + "print(speval(abs, range(3), sys.argv[1]))", table)
+        until(lambda: "next try in 2 s" in sandbox.said())
+        assert re.match(r".*cannot be used for now .* \(next try in 1 s\)\n", sandbox.said(), re.DOTALL)
+        alone.start()
+        assert "'completed': 3" in sandbox.end(instance)
+
+    def test_so_does_one_that_finds_a_server_which_is_starting(self, sandbox: Sandbox, alone: Server) -> None:
+        table = alone.url("sweep")
+        alone.stop(signal.SIGINT)
+        standby = pathlib.Path(alone.folder, "data", "standby.signal")
+        standby.touch()
+        if os.geteuid() == 0:
+            shutil.chown(standby, as_user()["user"], as_user()["group"])
+        alone.start("hot_standby=off", answers=False)
+        instance = sandbox.start(SAYS + "print(speval(abs, range(3), sys.argv[1]))", table)
+        until(lambda: "next try in 2 s" in sandbox.said())
+        assert re.search("the database system is (starting up|not accepting connections)", sandbox.said())
+        alone.stop()
+        standby.unlink()
+        alone.start()
+        assert "'completed': 3" in sandbox.end(instance)
+
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interrupt_ends_the_wait_of_one_that_starts(
+        self, sandbox: Sandbox, signum: signal.Signals
+    ) -> None:
+        instance = sandbox.start(
+            SAYS + "speval(abs, [1], sys.argv[1])", "postgresql://u@127.0.0.1:1/d?table=t"
+        )
+        until(lambda: "next try in 1 s" in sandbox.said())
+        sandbox.end_by(instance, signum)
+
+    def test_one_that_stays_away_is_given_up_after_a_minute(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(where, "AWAY", 1.0)  # in seconds, which no pause here takes
+        db, pauses = database("postgresql://u@127.0.0.1:1/d?table=t"), list[float]()
+        with pytest.raises(NotWritable, match="Connection refused"):
+            insist(db, db.exists, lambda: False, pauses.append)
+        assert pauses[:5] == [1, 2, 4, 5, 5]
+
+    @pytest.mark.parametrize("wrong", ["dbname", "role", "password"])
+    def test_what_no_wait_would_mend_is_raised_at_once(self, alone: Server, wrong: str) -> None:
+        url = alone.url("sweep")
+        if wrong == "dbname":
+            url = url.replace("/postgres?", "/nowhere?")
+        elif wrong == "role":
+            url = url.replace("speval@", "nobody@")
+        else:
+            alone.execute("CREATE ROLE known LOGIN PASSWORD 'right'")
+            rules = pathlib.Path(alone.folder, "data", "pg_hba.conf")
+            rules.write_text("host all known all scram-sha-256\n" + rules.read_text())
+            alone.execute("SELECT pg_reload_conf()")
+            url = url.replace("speval@", "known:wrong@")
+            until(lambda: not database(url.replace("wrong", "right")).exists())
+        pauses = list[float]()
+        db = database(url)
+        said = {"dbname": "does not exist", "role": "does not exist", "password": "authentication failed"}
+        with pytest.raises(NotWritable, match=said[wrong]):
+            insist(db, db.exists, lambda: False, pauses.append)
+        assert pauses == []
+
+    def test_one_that_is_not_there_is_a_clear_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(where, "AWAY", 0.0)
         with pytest.raises(SpevalError, match=r"cannot be used for now .*Connection refused"):
             speval(abs, [1], "postgresql://u:hunter2@127.0.0.1:1/d?table=t")
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import collections
 import os
 import pathlib
-import shutil
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 from conftest import Sandbox, is_locked, until
@@ -294,20 +292,6 @@ def test_a_database_deleted_and_made_again_belongs_to_others(sandbox: Sandbox) -
     assert "was replaced while it was in use" in sandbox.end(instance, 1)
     assert sandbox.column("result") == ["mine"]
     assert sandbox.column("attempt") == [1]
-
-
-@pytest.fixture
-def small_disk(sandbox: Sandbox) -> Iterator[pathlib.Path]:
-    disk = sandbox.path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small file system needs root")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
-    try:
-        yield disk
-    finally:
-        sandbox.close()
-        subprocess.run(["umount", "-l", disk], check=True)
 
 
 FILLS = """

@@ -112,6 +112,9 @@ class Database(Protocol):
     def require(self) -> None:
         """Raise `FileNotFoundError` if there is nothing, `SpevalError` if that cannot be used."""
 
+    def is_away(self, exc: Exception) -> bool:
+        """Return True if `exc` was raised because the server is starting, or cannot be reached, for now."""
+
     def try_out(self) -> None:
         """Use, without waiting for others, what another thread may have held when this process was forked."""
 

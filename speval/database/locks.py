@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from ..errors import INTERRUPTED, NotWritable, SpevalError, visible
 from ..process.background import notice
 from ..process.forks import Section, at_gate
-from ..process.machine import identity, mount_of, process
+from ..process.machine import duplicate_high, identity, mount_of, process
 
 try:
     import fcntl
@@ -103,7 +103,7 @@ class Locks:
         else:
             return
         with contextlib.suppress(OSError):  # up, where os.closerange() in `func` seldom reaches
-            high = fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 500)
+            high = duplicate_high(self._fd)
             low, self._fd = self._fd, high
             os.close(low)
         found = os.fstat(self._fd)

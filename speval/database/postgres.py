@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 
 import psycopg
 from psycopg import errors
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import PGconn, Ping
 
 from ..errors import INTERRUPTED, REPLACED, NotWritable, SpevalError
 from ..process import forks
@@ -21,6 +23,8 @@ __all__ = ["Postgres"]
 
 FORMAT = 1
 COMMENT = "evaluations of speval, format "
+AWAY = "57P"  # class of SQLSTATE, and more, of what a server says that starts or stops
+PATIENCE = 2  # seconds for a server to answer a ping
 CLOCK = 60.0  # seconds by which two clocks may differ
 SPARE = 10  # connections that others may need
 # Seconds. A lock that is free tells of a death only when its owner has had the time to connect again: so
@@ -161,6 +165,17 @@ class Postgres:
         with self._transaction("BEGIN READ ONLY") as conn:
             if not self.is_prepared(conn):
                 raise FileNotFoundError(f"there is no table {self.table} in {self.path}")
+
+    def is_away(self, exc: Exception) -> bool:
+        if not (getattr(exc.__cause__, "sqlstate", None) or AWAY).startswith(AWAY):
+            return False
+        # psycopg knows no SQLSTATE of a connection that the server refuses. libpq does, and tells by a ping.
+        ping = PGconn.ping(make_conninfo(self._conninfo, connect_timeout=PATIENCE).encode())
+        if ping in (Ping.REJECT, Ping.NO_RESPONSE):
+            return True
+        with contextlib.suppress(SpevalError), self._transaction("BEGIN READ ONLY"):
+            return True  # it came back just now
+        return False
 
     def try_out(self) -> None:
         with contextlib.suppress(SpevalError), self._transaction("BEGIN READ ONLY"):

@@ -91,6 +91,9 @@ class Sqlite:
                 f"{self.path} has a second name, a hard link: locks do not work so, copy the file"
             )
 
+    def is_away(self, exc: Exception) -> bool:
+        return False  # there is no server
+
     def try_out(self) -> None:
         with contextlib.suppress(sqlite3.Error):  # SQLite has locks of its own, for all connections
             self._connect("ro").close()
@@ -108,6 +111,7 @@ class Sqlite:
             yield conn
 
     def write(self, alone: bool = False) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        self._opened = True  # or, if it is not there, it was deleted: to write does not make it
         return self._transaction("BEGIN IMMEDIATE", "rw")
 
     def create(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:

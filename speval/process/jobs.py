@@ -19,6 +19,7 @@ import contextlib
 import faulthandler
 import functools
 import logging
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -29,6 +30,7 @@ import threading
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.context import BaseContext
@@ -36,9 +38,9 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from ..errors import SpevalError
+from ..errors import NotWritable, SpevalError
 from .launcher import log_of, redirect
-from .machine import identity
+from .machine import cpu_seconds, duplicate_high, identity, waits_locally
 from .output import TAIL, Relay, Shown, fate
 from .signals import INTERRUPTS
 from .threads import limit_threads
@@ -55,7 +57,10 @@ EARLY = 3  # deaths in a row, before anything began, after which it is no use
 READY = 2  # the count of a process that is past its first piece
 HUNG = 5.0  # seconds that what is forked may take until then; doubled with each in a row that takes longer
 APART = 10  # seconds that what is done in a process of its own may take: it, too, may hang so
+LONGEST = 60.0  # seconds between two that do not begin, at most
 SETTLED = 5.0  # seconds after which a process is not one of those
+STUCK = 30.0  # seconds of the first evaluation, without progress, after which a warning is logged
+IDLE = 0.1  # seconds of CPU time that background threads of a stuck process may use meanwhile
 # What to say when there is no use in going on.
 NO_START = "a worker process {}"
 NO_BEGINNING = (
@@ -68,7 +73,13 @@ HANGS = (
     " needs. Start that thread later; or call multiprocessing.set_start_method('spawn') first, if func can be"
     " imported"
 )
-HIGH = 500  # a descriptor that nobody gets who does not ask for it
+IS_STUCK = (
+    "worker process %s has used no CPU for %g s in its first evaluation: it seems to hang. The likely reason:"
+    " a library has started threads before speval() was called, as scikit-learn does to fit a model. A forked"
+    " process has no such threads, and the library waits for them for ever. Use the library in func only; or"
+    " start the script by `speval run` in place of n_jobs; or call multiprocessing.set_start_method('spawn')"
+    " first, if func can be imported"
+)
 PR_SET_PDEATHSIG = 1
 
 _level = 0  # of this process: how many above it have started it so
@@ -85,7 +96,8 @@ def run(
 ) -> None:
     """Call ``work(count)`` in `n` processes, until it has returned in each.
 
-    One that dies is replaced. When one raises, or a signal does, all are ended and that is raised here.
+    One that dies is replaced, and so is one that raises `NotWritable` after any process has begun a piece of
+    its work. When one raises anything else, or a signal does, all are ended and that is raised here.
 
     Parameters
     ----------
@@ -116,14 +128,17 @@ def run(
         log.warning("%s", copied)
     logs = [log_of(number) if _level == 0 else None for number in range(1, n + 1)]
     jobs = [Job(context, functools.partial(_limited, n, work), limit, tell, log) for log in logs]
+    is_said = False
     try:
         before = time.monotonic()
         while any(not job.done for job in jobs):
             now = time.monotonic()
+            passed, before = min(now - before, STEP), now
+            has_begun = any(job.has_begun for job in jobs)
             for job in jobs:
-                job.look(min(now - before, STEP))
-            before = now
+                job.look(passed, has_begun)
             _check(jobs)
+            is_said = is_said or _warn_if_stuck(jobs, passed)
             if line is not None:
                 line.show()
             _wait(jobs, let_through, TICK if limit is None else min(TICK, limit / 4), line)
@@ -141,8 +156,11 @@ def _context(work: object) -> BaseContext:
     if multiprocessing.current_process().daemon:
         raise SpevalError("a daemonic process may not start others: call it elsewhere, or with n_jobs=1")
     known = multiprocessing.get_all_start_methods()
-    chosen = multiprocessing.get_start_method(allow_none=True)
-    method = chosen if chosen in known else None  # that of joblib's workers is for nothing else
+    method: str | None = multiprocessing.get_start_method(allow_none=True)
+    # Only joblib's workers know other methods. And whatever uses multiprocessing, a bar of tqdm for example,
+    # sets the default, which is the first: from Python 3.14 on "forkserver", with which few functions work.
+    if method not in known or (method == known[0] and not _is_chosen()):
+        method = None
     if method is None and sys.platform == "linux":
         method = "fork"
     context = multiprocessing.get_context(method or known[0])
@@ -155,6 +173,19 @@ def _context(work: object) -> BaseContext:
                 " or module; or call multiprocessing.set_start_method('fork') first, where there is that"
             ) from exc
     return context
+
+
+def _is_chosen() -> bool:
+    """Return True if the script, or a function that calls this one, sets the start method.
+
+    multiprocessing itself keeps no difference between a default that was used and the same as a choice.
+    """
+    if any("set_start_method" in frame.f_code.co_names for frame, _ in traceback.walk_stack(None)):
+        return True
+    script = getattr(sys.modules.get("__main__"), "__file__", None) or os.devnull
+    with contextlib.suppress(OSError), open(script, "rb") as file:
+        return b"set_start_method" in file.read()
+    return False
 
 
 class Stint:
@@ -180,6 +211,8 @@ class Job:
     ----------
     done : bool
         The work has returned.
+    has_begun : bool
+        Any process has begun a piece of the work.
     early : int
         How many in a row died before they had begun anything.
     problem : str
@@ -199,7 +232,9 @@ class Job:
         log: str | None,
     ) -> None:
         self.done = False
+        self._has_begun = False  # any process before this one
         self.early = 0
+        self._refused = 0  # in a row that could not use the database
         self.problem = ""
         self.pipe: Any = None
         self._context = context
@@ -215,8 +250,15 @@ class Job:
         self._is_relayed = log is None and has_stderr and hasattr(os, "fork")
         self._pause = 0.0  # seconds until the next one is started
 
-    def look(self, passed: float) -> None:
-        """See how the process does, `passed` seconds after the last time; start one if there is none."""
+    @property
+    def has_begun(self) -> bool:
+        return self._has_begun or (self._process is not None and self._count.value > READY)
+
+    def look(self, passed: float, has_begun: bool) -> None:
+        """See how the process does, `passed` seconds after the last time; start one if there is none.
+
+        `has_begun`: of any job.
+        """
         if self.done:
             return
         if self._process is None:
@@ -224,7 +266,7 @@ class Job:
             if self._pause <= 0:
                 self._start()
         elif self.is_over():
-            self._replace(self._process)
+            self._replace(self._process, has_begun)
         else:
             self._age += passed
             self._time(self._process, passed)
@@ -236,13 +278,15 @@ class Job:
         self._said: bytes | None = None  # by the process, of its end; nothing if it closed the pipe
         self._stint = Stint()
         self._age = 0.0  # seconds, of the process
+        self._quiet = self._used = 0.0  # seconds of its first evaluation so far; of CPU time before
         self._ending: float | None = None  # seconds since it was told to end
         self._idle = 0.0  # seconds since it said how its work ended
         self._logged = 0  # bytes that were in the file before
         with contextlib.suppress(OSError):
             self._logged = os.path.getsize(self._log or "")
         try:
-            self._count = self._context.RawValue("Q", 0)
+            memory = _memory(self._is_forked)
+            self._count = _number(memory)
             self.pipe, theirs = self._context.Pipe(duplex=False)
         except OSError as exc:
             self._fall(f"cannot be started ({exc})")
@@ -252,7 +296,7 @@ class Job:
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, those of a BLAS say
             process = self._context.Process(  # type: ignore[attr-defined]
                 target=_main,
-                args=(self._work, self._count, theirs, stderr, self._log, os.getpid(), mask),
+                args=(self._work, memory, theirs, stderr, self._log, os.getpid(), mask),
                 daemon=False,
             )
             try:
@@ -280,6 +324,27 @@ class Job:
         return self._process is not None and (self._count.value > READY or self._age > SETTLED)
 
     @property
+    def pid(self) -> int:
+        return (self._process.pid if self._process else None) or 0
+
+    def is_stuck(self, passed: float) -> bool:
+        """Return True if the first evaluation has used no CPU for `STUCK` seconds.
+
+        It is `passed` seconds since the last look. An evaluation that sleeps, waits for the network or has
+        started a process is not stuck.
+        """
+        if self._process is None or not self._is_forked or self._count.value != READY + 1:
+            return False
+        pid = self.pid
+        if not self._quiet:
+            self._used = cpu_seconds(pid)
+        self._quiet += passed
+        if self._quiet < STUCK:
+            return False
+        self._quiet = 0.0
+        return cpu_seconds(pid) - self._used < IDLE and waits_locally(pid) and not any(descendants(pid))
+
+    @property
     def is_heard(self) -> bool:
         """Nothing more comes through its pipe."""
         return self._process is None or self._said is not None
@@ -303,13 +368,21 @@ class Job:
                 return True
         return False
 
-    def _replace(self, process: BaseProcess) -> None:
+    def _replace(self, process: BaseProcess, has_begun: bool) -> None:
         self.hear()
         began = self._count.value > READY
+        self._has_begun = self._has_begun or began
         self._process = None
         self.pipe.close()
         if self._said:
             exc = pickle.loads(self._said)
+            if has_begun and isinstance(exc, NotWritable):  # others have results, which are not to be lost
+                self._refused += 1
+                self._pause = min(2.0 ** (self._refused - 1), LONGEST)
+                log.warning(
+                    "worker process %s cannot begin: %s (next try in %d s)", process.pid, exc, self._pause
+                )
+                return
             if exc is not None:
                 raise exc
             self.done = True
@@ -332,7 +405,8 @@ class Job:
     def _fall(self, why: str, meaning: str = NO_START, began: bool = False) -> None:
         self.problem = meaning.format(why)
         self.early = 0 if began else self.early + 1
-        self._pause = min(2.0 ** (self.early - 2), 60.0) if self.early > 1 else 0.0
+        self._refused = 0
+        self._pause = min(2.0 ** (self.early - 2), LONGEST) if self.early > 1 else 0.0
         log.warning("worker process %s; another one takes its place", why)
 
     def _time(self, process: BaseProcess, passed: float) -> None:
@@ -371,6 +445,30 @@ class Job:
 
     def close(self) -> None:
         self.relay.close()
+
+
+def _memory(is_forked: bool) -> Any:
+    """Return 8 bytes that this process has in common with one that it starts.
+
+    On Linux, `multiprocessing.RawValue` has them in a file in /dev/shm, where a container may allow no files.
+    """
+    if is_forked:
+        return mmap.mmap(-1, 8)
+    from multiprocessing.heap import Arena
+
+    if not hasattr(os, "memfd_create"):  # not Linux
+        return Arena(8)
+    fd = os.memfd_create("speval")
+    os.ftruncate(fd, 8)
+    arena = Arena(8, fd)
+    weakref.finalize(arena, os.close, fd)  # what is mapped stays
+    return arena
+
+
+def _number(memory: Any) -> Any:
+    import ctypes
+
+    return ctypes.c_uint64.from_buffer(getattr(memory, "buffer", memory))
 
 
 def _other_threads() -> list[str]:
@@ -437,6 +535,15 @@ def _check(jobs: list[Job]) -> None:
         raise SpevalError(early.problem)
 
 
+def _warn_if_stuck(jobs: list[Job], passed: float) -> bool:
+    """Log a warning if a process waits for ever, as it seems; return True if it does."""
+    for job in jobs:
+        if job.is_stuck(passed):
+            log.warning(IS_STUCK, job.pid, STUCK)
+            return True
+    return False
+
+
 def _wait(
     jobs: list[Job], let_through: Callable[..., Any], seconds: float, line: Shown | None = None
 ) -> None:
@@ -499,7 +606,7 @@ def _blocked() -> Iterator[set[Any] | None]:
 
 def _main(
     work: Callable[[Any], None],
-    count: Any,
+    memory: Any,
     pipe: Any,
     stderr: Any,
     log_file: str | None,
@@ -529,7 +636,7 @@ def _main(
     said: bytes = pickle.dumps(None)
     pid, ours = os.getpid(), identity(pipe.fileno())
     try:
-        work(count)
+        work(_number(memory))
     except BaseException as exc:
         if os.getpid() != pid:  # a child that it has forked, which is not ours
             raise
@@ -549,9 +656,7 @@ def _note_faults() -> None:
     """Let Python say on stderr where this process dies of a fault, also if `func` has closed number 2."""
     fd = 2
     with contextlib.suppress(ImportError, OSError, ValueError):  # fewer descriptors are to be had
-        import fcntl
-
-        fd = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, HIGH)
+        fd = duplicate_high(2)
     with contextlib.suppress(OSError):  # it is closed
         faulthandler.enable(fd, all_threads=False)
 

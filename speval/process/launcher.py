@@ -26,6 +26,7 @@ __all__ = [
     "environment",
     "head",
     "is_launched",
+    "is_used",
     "log_of",
     "redirect",
 ]
@@ -95,23 +96,32 @@ def is_launched() -> bool:
     return _board() is not None
 
 
-def announce(database: str) -> None:
-    """Say that this instance, or a process below it, uses a database; if there is somebody to say it to."""
+def announce(database: str, used: bool = False) -> None:
+    """Tell the launcher, if there is one, the database of this instance, or of a process below it.
+
+    `used`: a worker has joined it.
+    """
     folder = os.environ.get(FOLDER)
     if folder:
-        with contextlib.suppress(OSError), open(_databases(folder), "a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), open(_databases(folder, used), "a", encoding="utf-8") as file:
             file.write(json.dumps(database) + "\n")
 
 
-def announced(folder: str) -> list[str]:
-    """Return the databases that instances have said they use, each once."""
-    with contextlib.suppress(FileNotFoundError), open(_databases(folder), encoding="utf-8") as lines:
+def is_used(database: str) -> bool:
+    """Return True if a worker of any instance that the launcher has started has joined a database."""
+    folder = os.environ.get(FOLDER)
+    return folder is not None and database in announced(folder, used=True)
+
+
+def announced(folder: str, used: bool = False) -> list[str]:
+    """Return the databases that instances have announced, each once."""
+    with contextlib.suppress(OSError), open(_databases(folder, used), encoding="utf-8") as lines:
         return list(dict.fromkeys(json.loads(line) for line in lines if line.endswith("\n")))
     return []
 
 
-def _databases(folder: str) -> str:
-    return os.path.join(folder, "databases")
+def _databases(folder: str, used: bool) -> str:
+    return os.path.join(folder, "used" if used else "databases")
 
 
 @contextlib.contextmanager

@@ -17,15 +17,19 @@ except ImportError:  # Windows
 __all__ = [
     "Mount",
     "command",
+    "cpu_seconds",
     "cpus",
+    "duplicate_high",
     "host",
     "identity",
     "is_stopped",
     "mount_of",
     "process",
     "programs_ended",
+    "waits_locally",
 ]
 
+HIGH = 500  # the least number of a descriptor that is kept out of the way of others
 NETWORKS = ("nfs", "cifs", "smb", "9p", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.")
 LOCAL_LOCKS = ("nolock", "local_lock=all", "local_lock=posix", "localflock")
 
@@ -70,6 +74,35 @@ def is_stopped(pid: int) -> bool:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
         return stat.read().rpartition(")")[2].split()[0] in ("T", "t")
     return False
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used, in seconds (Linux); elsewhere infinity."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+        user, system = stat.read().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return math.inf
+
+
+def waits_locally(pid: int) -> bool:
+    """Return True if the main thread of a process waits for another thread or at a pipe (Linux).
+
+    Also if the kernel does not tell for what it waits.
+    """
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/wchan") as wchan:
+        place = wchan.read()
+        return place in ("", "0") or "futex" in place or "pipe" in place
+    return sys.platform == "linux"
+
+
+def duplicate_high(fd: int) -> int:
+    """Duplicate a descriptor to a number that a program gets only if it asks for it."""
+    import fcntl
+
+    # PyPy has no F_DUPFD_CLOEXEC.
+    high: int = fcntl.fcntl(fd, getattr(fcntl, "F_DUPFD_CLOEXEC", fcntl.F_DUPFD), HIGH)
+    os.set_inheritable(high, False)
+    return high
 
 
 def cpus() -> int:
