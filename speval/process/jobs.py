@@ -41,7 +41,7 @@ from .machine import identity
 from .output import TAIL, Relay, Shown, fate
 from .signals import INTERRUPTS
 
-__all__ = ["MOMENT", "STEP", "Stint", "apart", "descendants", "die_with_parent", "run"]
+__all__ = ["MOMENT", "STEP", "TICK", "Stint", "apart", "descendants", "die_with_parent", "run"]
 
 log = logging.getLogger("speval")
 
