@@ -19,6 +19,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Sequence
 
 import pytest
 from conftest import LIMIT, PYTHON, Sandbox, state, until
@@ -703,10 +704,12 @@ sys.exit(cli.main(["doctor", "."]))
 
 
 class TestRun:
-    def start(self, sandbox: Sandbox, code: str, *words: str) -> subprocess.Popen[str]:
+    def start(
+        self, sandbox: Sandbox, code: str, *words: str, program: Sequence[str] = ("-m", "speval")
+    ) -> subprocess.Popen[str]:
         (sandbox.path / "script.py").write_text("import os, signal, sys, time\nfrom speval import *\n" + code)
         run = subprocess.Popen(
-            [*PYTHON, "-m", "speval", "run", *words],
+            [*PYTHON, *program, "run", *words],
             cwd=sandbox.path,
             env={k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")},
             stdin=subprocess.DEVNULL,
@@ -1017,7 +1020,8 @@ speval(func, [0], "evals.db", n_jobs=2, max_attempts=1)
         subprocess.run(["bash", "-c", line], cwd=sandbox.path, timeout=LIMIT, check=True)
         assert sandbox.column("result") == [1]
 
-    def test_instances_do_not_outlive_it(self, sandbox: Sandbox) -> None:
+    @pytest.mark.parametrize("has_prctl", [True, False])
+    def test_instances_do_not_outlive_it(self, sandbox: Sandbox, has_prctl: bool) -> None:
         code = """
 def func(x):
     with open("calls", "a") as calls:
@@ -1026,7 +1030,12 @@ def func(x):
 
 speval(func, range(9), "evals.db")
 """
-        run = self.start(sandbox, code, "-n", "2", "script.py")
+        (sandbox.path / "launcher.py").write_text(
+            "import sys\nfrom speval import cli\nfrom speval.process import instances\n"
+            + "instances.die_with_parent = lambda signum: False\n" * (not has_prctl)
+            + "sys.exit(cli.main(sys.argv[1:]))\n"
+        )
+        run = self.start(sandbox, code, "-n", "2", "script.py", program=["launcher.py"])
         until(lambda: len(sandbox.calls()) == 2)
         run.kill()
         run.wait(LIMIT)

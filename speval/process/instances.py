@@ -155,7 +155,7 @@ class Instance:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if self._log is None else subprocess.STDOUT,  # in order
             start_new_session=True,  # so that a terminal tells us alone, and we them, once
-            preexec_fn=functools.partial(_tie_to, os.getpid()),  # noqa: PLW1509 - there are no threads
+            preexec_fn=functools.partial(_tie_to, os.getpid(), self._board),  # noqa: PLW1509 - there are no threads
         )
         pairs = (self._process.stdout, stdout), (self._process.stderr, stderr)
         self._outputs = [
@@ -243,9 +243,10 @@ def _log(folder: str, number: int) -> IO[bytes]:
     return open(os.path.join(folder, f"{number}.txt"), "ab", 0)
 
 
-def _tie_to(parent: int) -> None:
-    """Let an instance get SIGTERM when we are gone."""
-    if die_with_parent(signal.SIGTERM) and os.getppid() != parent:
+def _tie_to(parent: int, board: Board) -> None:
+    """Let an instance get SIGTERM when we are gone: from the kernel, or from a thread of its own."""
+    board.is_untied = not die_with_parent(signal.SIGTERM)
+    if os.getppid() != parent:
         os._exit(1)
 
 
