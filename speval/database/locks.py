@@ -43,6 +43,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # a process of this host has the worker's number, the worker is given LIVES seconds. Not for ever: the number
 # may be that of another process by now, and a process may have left its worker behind.
 KEEP, GONE, LIVES = 0.5, 1.5, 600.0
+SELDOM = 10.0  # seconds between two looks, at most, when there is no doubt
 PROCESS_OF = "SELECT host, pid FROM workers WHERE id = :worker"
 
 
@@ -88,8 +89,8 @@ class Deaths:
 
     def confirmed(self, free: Mapping[int, float]) -> set[int]:
         """Record which locks are free; return the workers of those that were for the seconds given here."""
-        now = time.monotonic()
-        passed, self._looked = min(now - self._looked, KEEP), now  # a stopped process has not looked
+        now = time.monotonic()  # not all of it counts: a process that was stopped has not looked
+        passed, self._looked = min(now - self._looked, KEEP if self.doubt else SELDOM), now
         before = self._free
         self._free = {worker: before[worker] + passed if worker in before else 0.0 for worker in free}
         dead = {worker for worker, seconds in self._free.items() if seconds >= free[worker]}
@@ -274,8 +275,11 @@ class Locks:
         """The queue keeps the transactions of all instances apart, whatever `func` does meanwhile.
 
         SQLite's own locks do not: they are lost when `func` opens and closes the database as a file.
+        Elsewhere than on Linux it is not known whether the file is on a network mount.
         """
-        return fcntl is None or (self._ofd is not None and not self.shared and self._fd >= 0)
+        if fcntl is None:
+            return True
+        return sys.platform == "linux" and self._ofd is not None and not self.shared and self._fd >= 0
 
     @property
     def may_repair(self) -> bool:
