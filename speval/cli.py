@@ -187,6 +187,7 @@ def _run(args: argparse.Namespace) -> int:
     """Run instances of a script, restart those that are killed, and show how far they are. Ends with 0
     only if all is completed."""
     from .process import instances, jobs
+    from .process.output import is_writable
     from .view import survey
 
     if not (args.module or os.path.isfile(args.script)):
@@ -201,7 +202,7 @@ def _run(args: argparse.Namespace) -> int:
 
         ended = instances.run(command, args.n, line, folder, args.threads, args.logs, args.quiet, tell)
         good = ended.well and all(map(survey.is_completed, announced(folder)))
-    if ended.came:
+    if ended.came and is_writable(sys.stderr):
         print(f"speval: {_interrupted(args, line.counts)}", file=sys.stderr, flush=True)
     for signum in ended.came:
         signal.raise_signal(signum)

@@ -19,10 +19,11 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Sequence
 
 import pytest
 from conftest import LIMIT, PYTHON, SAYS, Sandbox, fill, has_signal, state, until
-from test_jobs import is_alive
+from test_jobs import is_alive, is_full
 
 from speval import __version__, count_evals, load_evals, reset_evals, speval
 from speval.cli import main
@@ -720,10 +721,12 @@ sys.exit(cli.main(["doctor", "."]))
 
 
 class TestRun:
-    def start(self, sandbox: Sandbox, code: str, *words: str) -> subprocess.Popen[str]:
+    def start(
+        self, sandbox: Sandbox, code: str, *words: str, program: Sequence[str] = ("-m", "speval")
+    ) -> subprocess.Popen[str]:
         (sandbox.path / "script.py").write_text("import os, signal, sys, time\nfrom speval import *\n" + code)
         run = subprocess.Popen(
-            [*PYTHON, "-m", "speval", "run", *words],
+            [*PYTHON, *program, "run", *words],
             cwd=sandbox.path,
             env={k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")},
             stdin=subprocess.DEVNULL,
@@ -1093,7 +1096,8 @@ speval(func, [0], "evals.db", n_jobs=2, max_attempts=1)
         subprocess.run(["bash", "-c", line], cwd=sandbox.path, timeout=LIMIT, check=True)
         assert sandbox.column("result") == [1]
 
-    def test_instances_do_not_outlive_it(self, sandbox: Sandbox) -> None:
+    @pytest.mark.parametrize("has_prctl", [True, False])
+    def test_instances_do_not_outlive_it(self, sandbox: Sandbox, has_prctl: bool) -> None:
         code = """
 def func(x):
     with open("calls", "a") as calls:
@@ -1102,11 +1106,89 @@ def func(x):
 
 speval(func, range(9), "evals.db")
 """
-        run = self.start(sandbox, code, "-n", "2", "script.py")
+        (sandbox.path / "launcher.py").write_text(
+            "import sys\nfrom speval import cli\nfrom speval.process import instances\n"
+            + "instances.die_with_parent = lambda signum: False\n" * (not has_prctl)
+            + "sys.exit(cli.main(sys.argv[1:]))\n"
+        )
+        run = self.start(sandbox, code, "-n", "2", "script.py", program=["launcher.py"])
         until(lambda: len(sandbox.calls()) == 2)
         run.kill()
         run.wait(LIMIT)
         until(lambda: count_evals(sandbox.db)["in_progress"] == 0)
+
+    FLOODS = """
+def func(x):
+    if x == 0:
+        with open("calls", "a") as calls:
+            calls.write(f"{os.getpid()}\\n")
+        while True:
+            os.write(1, b"y" * 999 + b"\\n")
+            os.write(2, b"z" * 999 + b"\\n")
+    if x == 1 and current_eval()["attempt"] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+speval(func, range(9), "evals.db", timeout=0.5, max_attempts=2)
+"""
+
+    def test_timeouts_and_restarts_go_on_though_nobody_reads_the_output(self, sandbox: Sandbox) -> None:
+        run = self.start(sandbox, self.FLOODS, "-n", "2", "script.py")
+        until(lambda: is_full(f"/proc/{run.pid}/fd/1"))
+        until(lambda: len(sandbox.calls()) == 2)  # the instance that hung was ended, and started again
+        until(lambda: load_evals(sandbox.db)[0]["status"] == "failed")
+        until(lambda: count_evals(sandbox.db)["completed"] == 8)
+        assert run.poll() is None  # it waits for a reader of the last output
+        printed = sandbox.end(run, 1)
+        assert "killed by SIGKILL: it is started again" in printed
+        assert printed.count("has run past 0.5 s in one evaluation and is ended") == 2
+        assert all(
+            re.fullmatch(r"(\[[12]\] )?(y+|z+)|speval: .*|\[#.*|\[[12]\] .*evaluation.*", line)
+            for line in printed.splitlines()
+        )
+        assert printed.splitlines()[-1].startswith("[####")
+
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interrupt_ends_it_though_nobody_reads_the_output(
+        self, sandbox: Sandbox, signum: signal.Signals
+    ) -> None:
+        code = self.FLOODS.replace("timeout=0.5, ", "")
+        run = self.start(sandbox, code, "-n", "2", "--logs", "logs", "script.py")
+        until(lambda: is_full(f"/proc/{run.pid}/fd/1"))
+        run.send_signal(signum)
+        assert run.wait(LIMIT) == -signum
+        assert next((e["status"], e["losses"]) for e in load_evals(sandbox.db)) == ("pending", 0)
+        logged = "".join(path.read_text() for path in (sandbox.path / "logs").iterdir())
+        assert ("KeyboardInterrupt" in logged) == (signum == signal.SIGINT)
+
+    def test_an_interrupt_ends_it_on_a_terminal_that_nobody_reads(self, sandbox: Sandbox) -> None:
+        (sandbox.path / "script.py").write_text(
+            "import os, signal\nfrom speval import *\n" + self.FLOODS.replace("timeout=0.5, ", "")
+        )
+        ours, theirs = pty.openpty()
+        run = subprocess.Popen(
+            [*PYTHON, "-m", "speval", "run", "-n", "2", "script.py"],
+            cwd=sandbox.path,
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            text=True,
+        )
+        sandbox.instances.append(run)
+        (pid,) = until(sandbox.calls)
+        until(lambda: any(is_full(f"/proc/{pid}/fd/{fd}") for fd in (1, 2)))
+        os.close(theirs)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(LIMIT) == -signal.SIGTERM
+        os.close(ours)
+
+    def test_a_reader_that_comes_late_gets_all_that_was_written(self, sandbox: Sandbox) -> None:
+        code = "os.write(1, b'%0999d\\n' * 300 % tuple(range(300)))\n"
+        run = self.start(sandbox, code, "-n", "2", "script.py")
+        until(lambda: is_full(f"/proc/{run.pid}/fd/1"))
+        lines = sandbox.end(run).splitlines()
+        for number in 1, 2:
+            ours = [int(line[4:]) for line in lines if line.startswith(f"[{number}] ")]
+            assert ours == list(range(300))
 
     def test_the_third_ctrl_c_ends_what_does_not_end(self, sandbox: Sandbox) -> None:
         code = """

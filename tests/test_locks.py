@@ -13,7 +13,8 @@ from conftest import Sandbox, until
 from no_locks import NO_LOCKS, needs_seccomp
 
 from speval import load_evals, reset_evals
-from speval.process.machine import mount_of
+from speval.database import locks
+from speval.process.machine import is_alive, mount_of
 
 HOLDS = """
 def func(x):
@@ -112,6 +113,17 @@ def test_a_symlink_leads_to_the_same_locks(sandbox: Sandbox) -> None:
     assert sorted(os.listdir(sandbox.path / "far")) == ["evals.db", "evals.db-journal", "evals.db-lock"]
 
 
+POSIX = "from speval.database import locks\nlocks.OFD.clear()\n"
+LOOKS_LONG = """
+import importlib
+importlib.import_module("speval.speval").STILL_WAITING = 2 * locks.GONE
+
+class func:
+    def __new__(cls, x):
+        note("second")
+
+speval(func, [0], "evals.db", max_attempts=1)
+"""
 WITHOUT_FCNTL = "for name in [n for n in sys.modules if n.startswith('speval')]: del sys.modules[name]\n"
 WITHOUT_FCNTL += "sys.modules['fcntl'] = None\nfrom speval import *\n"
 
@@ -129,14 +141,76 @@ def test_without_fcntl_a_timeout_reclaims_and_without_a_timeout_nobody_waits_for
 
 
 def test_posix_locks_do_where_there_are_no_others(sandbox: Sandbox) -> None:
-    posix = WITHOUT_FCNTL.replace("sys.modules['fcntl'] = None", "import fcntl; del fcntl.F_OFD_SETLK")
-    first = sandbox.start(posix + HOLDS.format("pass"))
+    first = sandbox.start(POSIX + HOLDS.format("pass"))
     until(sandbox.calls)
-    assert sandbox.run(posix + LOOKS) == "1\n"
+    assert sandbox.run(POSIX + LOOKS) == "1\n"
     assert sandbox.run(LOOKS) == "1\n"
     first.kill()
-    sandbox.run(posix + 'speval(lambda x: x, [0], "evals.db")')
+    sandbox.run(POSIX + 'speval(lambda x: x, [0], "evals.db")')
     assert sandbox.column("losses") == [1]
+
+
+def test_with_posix_locks_nobody_dies_of_files_that_func_closes(sandbox: Sandbox) -> None:
+    """The worker takes its lock again; and if it cannot, its process is seen to live."""
+    closes = HOLDS.format("[open(name).close() for name in os.listdir()]")
+    for able in True, False:
+        first = sandbox.start(POSIX + ("" if able else "locks.KEEP = 1000.0\n") + closes)
+        until(sandbox.calls)
+        second = sandbox.start(POSIX + LOOKS_LONG)
+        assert second.stdout is not None
+        assert second.stdout.readline().startswith("waiting for evaluation 0")
+        sandbox.touch("go")
+        for instance in first, second:
+            sandbox.end(instance)
+        assert sandbox.column("losses") == [0]
+        assert sandbox.calls() == ["0"]
+        for name in "go", "calls", "evals.db":
+            os.unlink(sandbox.path / name)
+
+
+@pytest.mark.parametrize("change", ["LIVES = 0.0", "host = lambda: 'another'"])
+def test_a_process_that_lives_on_without_its_posix_lock_is_given_up_at_last(
+    sandbox: Sandbox, change: str
+) -> None:
+    closes = HOLDS.format("[open(name).close() for name in os.listdir()]")
+    first = sandbox.start(POSIX + "locks.KEEP = 1000.0\n" + closes)
+    until(sandbox.calls)
+    output = sandbox.run(f"{POSIX}locks.{change}\n{LOOKS_LONG}")
+    assert f"reclaimed evaluation 0: process {first.pid} on" in output
+    sandbox.touch("go")
+    sandbox.end(first)
+
+
+def test_a_zombie_and_a_number_of_no_process_are_not_alive() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert not is_alive(pid)
+    os.waitpid(pid, 0)
+    assert not any(map(is_alive, [pid, 0, -1, 1 << 70, None, "1"]))
+    assert is_alive(os.getpid())
+
+
+def test_a_lock_is_asked_for_as_each_system_documents_it() -> None:
+    linux, darwin = (locks.OFD[name].flock(3, 1 << 40) for name in ("linux", "darwin"))
+    assert len(linux) == struct.calcsize("hhqqi0q")
+    assert struct.unpack("<hh4xqqi4x", linux) == (3, os.SEEK_SET, 1 << 40, 1, 0)
+    assert struct.unpack("<qqihh", darwin) == (1 << 40, 1, 0, 3, os.SEEK_SET)
+    assert [locks.OFD[name].kind(flock) for name, flock in (("linux", linux), ("darwin", darwin))] == [3, 3]
+    numbers = [fcntl.F_OFD_GETLK, fcntl.F_OFD_SETLK, fcntl.F_OFD_SETLKW]
+    assert list(locks.OFD["linux"][:3]) == numbers
+
+
+def test_a_kernel_that_does_not_know_a_number_gets_posix_locks(sandbox: Sandbox) -> None:
+    unknown = "from speval.database import locks\n"
+    unknown += "locks.OFD['linux'] = locks.OFD['linux']._replace(get=990, set=991, set_wait=992)\n"
+    holds = HOLDS.replace("{}", "print(locks.Locks.of(os.path.realpath('evals.db'))._ofd)")
+    first = sandbox.start(unknown + holds)
+    until(sandbox.calls)
+    assert sandbox.run(LOOKS) == "1\n"
+    sandbox.touch("go")
+    assert sandbox.end(first) == "None\n"
 
 
 def test_locks_say_what_they_are_and_have_the_mode_of_the_database(sandbox: Sandbox) -> None:

@@ -12,19 +12,23 @@ import struct
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import INTERRUPTED, NotWritable, SpevalError, visible
-from ..process.background import notice
+from ..process.background import Ticker, notice, weakly
 from ..process.forks import Section, at_gate
-from ..process.machine import duplicate_high, identity, mount_of, process
+from ..process.machine import duplicate_high, host, identity, is_alive, mount_of, process
+
+if TYPE_CHECKING:
+    from .interface import Connection
 
 try:
     import fcntl
 except ImportError:  # Windows: no queue and no liveness, only `timeout` reclaims
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Locks"]
+__all__ = ["Deaths", "Locks"]
 
 log = logging.getLogger("speval")
 
@@ -35,23 +39,86 @@ HOLDER, MADE = 128, 256  # offsets in that file: who holds the queue, when it wa
 QUEUE, TURNSTILE = 0, 1 << 60
 SETTLE = 10.0  # seconds in which the workers take their bytes of a new file again
 TRIES = 100  # to take a byte, a millisecond apart
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+# Seconds. A live worker takes its POSIX lock again every KEEP seconds, because `func` may have lost the lock:
+# so a lock that is free for GONE seconds tells of a death. C code may silence the thread that does so. While
+# a process of this host has the worker's number, the worker is given LIVES seconds. Not for ever: the number
+# may be that of another process by now, and a process may have left its worker behind.
+KEEP, GONE, LIVES = 0.5, 1.5, 600.0
+SELDOM = 10.0  # seconds between two looks, at most, when there is no doubt
+PROCESS_OF = "SELECT host, pid FROM workers WHERE id = :worker"
+
+
+class Ofd(NamedTuple):
+    """How a system is asked for locks of an open file description: numbers of `fcntl`, and `struct flock`."""
+
+    get: int
+    set: int
+    set_wait: int
+    layout: str  # for the module struct
+    fields: tuple[str, ...]
+
+    def flock(self, kind: int, byte: int) -> bytes:
+        """Return the structure for one byte of a file."""
+        values = {"type": kind, "whence": os.SEEK_SET, "start": byte, "len": 1, "pid": 0}
+        return struct.pack(self.layout, *(values[name] for name in self.fields))
+
+    def kind(self, flock: bytes) -> int:
+        """Return the kind of lock that the structure tells of."""
+        return int(struct.unpack(self.layout, flock)[self.fields.index("type")])
+
+
+# Python names the numbers on Linux only. Old systems do not know them, and say EINVAL.
+OFD = {
+    "linux": Ofd(36, 37, 38, "hhqqi0q", ("type", "whence", "start", "len", "pid")),
+    "darwin": Ofd(92, 90, 91, "qqihh", ("start", "len", "pid", "type", "whence")),
+}
+
+
+class Deaths:
+    """Workers that are dead because their locks were free at each look for some time.
+
+    Attributes
+    ----------
+    doubt : bool
+        A lock is free, and will tell soon whether its worker is dead.
+    """
+
+    def __init__(self) -> None:
+        self.doubt = False
+        self._free: dict[int, float] = {}  # worker: for so many seconds its lock was free at each look
+        self._looked = 0.0
+
+    def confirmed(self, free: Mapping[int, float]) -> set[int]:
+        """Record which locks are free; return the workers of those that were for the seconds given here."""
+        now = time.monotonic()  # not all of it counts: a process that was stopped has not looked
+        passed, self._looked = min(now - self._looked, KEEP if self.doubt else SELDOM), now
+        before = self._free
+        self._free = {worker: before[worker] + passed if worker in before else 0.0 for worker in free}
+        dead = {worker for worker, seconds in self._free.items() if seconds >= free[worker]}
+        self.doubt = any(free[worker] <= GONE for worker in free.keys() - dead)
+        return dead
+
+    def renew(self) -> None:
+        """Begin again: what has cut our connection may have cut those of live workers."""
+        self._free.clear()
 
 
 class Locks:
     """Advisory locks of this process on bytes of the file beside a database, ``<database>-lock``.
 
     The kernel drops them when the process ends, however it ends: so they tell without any clock which
-    workers live. Open-file-description locks where there are some (Linux), because POSIX locks are lost
-    as soon as anything in the process opens and closes the file; POSIX locks elsewhere; none on Windows.
+    workers live. Open-file-description locks where there are some (Linux, macOS), because POSIX locks are
+    lost as soon as anything in the process opens and closes the file; POSIX locks elsewhere; none on Windows.
 
     A server of a network mount may lose them while we live. So there, and where they are POSIX locks,
-    each transaction takes the bytes of our workers again, in the file opened anew if need be.
+    each transaction takes the bytes of our workers again, in the file opened anew if need be. A thread does
+    so with POSIX locks while `func` runs. And a death is believed only after several looks.
 
     `Locks.of` has one object a database and process, which keeps the transactions of its threads apart.
     """
 
-    blind, doubt = fcntl is None, False
+    blind = fcntl is None
 
     @staticmethod
     def of(path: str) -> Locks:
@@ -72,14 +139,16 @@ class Locks:
         self._fd = -1
         self._identity: tuple[int, int] | None = None
         self._settled = -float("inf")  # from then on (monotonic) nobody has yet to take his byte again
-        self._ofd = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
+        self._ofd = None if fcntl is None else OFD.get(sys.platform)
+        self._deaths = Deaths()
+        self._keeper = Ticker(weakly(self._keep))
 
     def _lock(self, byte: int, wait: bool = False) -> bool:
         """Lock a byte; False if somebody else has it."""
         try:
             if self._ofd:
-                how = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
-                fcntl.fcntl(self._fd, how, _flock(fcntl.F_WRLCK, byte))
+                how = self._ofd.set_wait if wait else self._ofd.set
+                fcntl.fcntl(self._fd, how, self._ofd.flock(fcntl.F_WRLCK, byte))
             else:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
         except OSError as exc:
@@ -90,7 +159,7 @@ class Locks:
 
     def _unlock(self, byte: int) -> None:
         if self._ofd:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, byte))
+            fcntl.fcntl(self._fd, self._ofd.set, self._ofd.flock(fcntl.F_UNLCK, byte))
         else:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, byte)
 
@@ -122,7 +191,8 @@ class Locks:
         except OSError as exc:
             if exc.errno in NO_LOCKS or not self._ofd:
                 raise
-            self._ofd = exc.errno != errno.EINVAL  # a kernel older than 3.15
+            if exc.errno == errno.EINVAL:  # Linux before 3.15, say
+                self._ofd = None
 
     def _close(self) -> None:
         """Close the descriptor, unless `func` closed it and the number means another file by now."""
@@ -207,8 +277,11 @@ class Locks:
         """The queue keeps the transactions of all instances apart, whatever `func` does meanwhile.
 
         SQLite's own locks do not: they are lost when `func` opens and closes the database as a file.
+        Elsewhere than on Linux it is not known whether the file is on a network mount.
         """
-        return fcntl is None or (self._ofd and not self.shared and self._fd >= 0)
+        if fcntl is None:
+            return True
+        return sys.platform == "linux" and self._ofd is not None and not self.shared and self._fd >= 0
 
     @property
     def may_repair(self) -> bool:
@@ -266,6 +339,16 @@ class Locks:
             except (SpevalError, OSError):  # the first transaction tries again, and says so
                 self._close()
             self.fill_reserve()
+        if fcntl is not None and self._ofd is None:
+            self._keeper.start(KEEP)
+
+    def _keep(self) -> float:
+        """Take the bytes of our workers again, unless a transaction is about to do so."""
+        with self._section.tried() as free, contextlib.suppress(SpevalError, OSError):
+            if free:
+                self._refresh(create=False)
+                self._take_bytes()
+        return KEEP
 
     def discard(self, worker: int) -> None:
         with self._section.lock:
@@ -276,6 +359,8 @@ class Locks:
             if not self._workers:
                 self._close()
                 self.spend_reserve()
+        if not self._workers:
+            self._keeper.stop()
         self._section.attend(-1)
 
     def fill_reserve(self) -> None:
@@ -296,9 +381,24 @@ class Locks:
     def see_all(self) -> bool:
         return self.is_dead(-1) and not mount_of(self._database).local_locks
 
-    def dead(self, conn: object, workers: Iterable[int], surely: bool = True) -> set[int]:
+    @property
+    def doubt(self) -> bool:
+        return self._deaths.doubt
+
+    def dead(self, conn: Connection, workers: Iterable[int], surely: bool = True) -> set[int]:
         """Return those workers, of any process, that are dead."""
-        return set(filter(self.is_dead, workers))
+        free = set(filter(self.is_dead, workers))
+        if self.are_sure or not surely:
+            return free
+        return self._deaths.confirmed({worker: self._time(conn, worker) for worker in free})
+
+    @staticmethod
+    def _time(conn: Connection, worker: int) -> float:
+        """Return for how many seconds the worker's lock has to be free until the worker is dead."""
+        for where, pid in conn.execute(PROCESS_OF, {"worker": worker}):
+            if where == host() and pid != os.getpid() and is_alive(pid):
+                return LIVES
+        return GONE
 
     def is_dead(self, worker: int) -> bool:
         if self._fd < 0 or worker in self._workers:
@@ -312,8 +412,8 @@ class Locks:
 
     def _is_locked(self, byte: int) -> bool:
         if self._ofd:
-            answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, byte))
-            return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+            answer = fcntl.fcntl(self._fd, self._ofd.get, self._ofd.flock(fcntl.F_WRLCK, byte))
+            return self._ofd.kind(answer) != fcntl.F_UNLCK
         if not self._lock(byte):
             return True
         self._unlock(byte)
@@ -369,11 +469,6 @@ class Locks:
         self._close()
         self.spend_reserve()
         self._workers.clear()
-
-
-def _flock(kind: int, byte: int) -> bytes:
-    """Return a ``struct flock`` of Linux for one byte of a file."""
-    return struct.pack("hhqqi0q", kind, os.SEEK_SET, byte, 1, 0)
 
 
 def _me() -> bytes:

@@ -18,6 +18,7 @@ from ..process import forks
 from ..process.background import Ticker, notice, weakly
 from .dialect import quoted
 from .link import Link, parsed
+from .locks import Deaths
 
 __all__ = ["Postgres"]
 
@@ -90,9 +91,11 @@ class Locks:
 
     def __init__(self, db: Postgres) -> None:
         self._db = weakref.proxy(db)
-        self._free: dict[int, float] = {}  # worker: for so many seconds its lock was free at each look
-        self._looked = 0.0
-        self.doubt = False
+        self._deaths = Deaths()
+
+    @property
+    def doubt(self) -> bool:
+        return self._deaths.doubt
 
     def add(self, worker: int) -> None:
         self._db.keep(worker)
@@ -112,17 +115,11 @@ class Locks:
         free = {worker for (worker,) in conn.execute(FREE, facts)}
         if not surely:
             return free
-        now = time.monotonic()
-        passed, self._looked = min(now - self._looked, KEEP), now  # who was stopped has not looked
-        before = self._free
-        self._free = {worker: before[worker] + passed if worker in before else 0.0 for worker in free}
-        dead = {worker for worker, seconds in self._free.items() if seconds >= GONE}
-        self.doubt = dead != free
-        return dead
+        return self._deaths.confirmed(dict.fromkeys(free, GONE))
 
     def renew(self) -> None:
         """Give all others their time anew: whatever has cut our connection may have cut theirs."""
-        self._free.clear()
+        self._deaths.renew()
 
     def are_settled(self, claims: bool) -> bool:
         return True

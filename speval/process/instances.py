@@ -12,12 +12,12 @@ import sys
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, TextIO
 
-from .jobs import MOMENT, STEP, Stint, descendants, die_with_parent
+from .jobs import MOMENT, STEP, TICK, Stint, descendants, die_with_parent
 from .launcher import Board, environment
-from .machine import cpus, is_stopped
-from .output import Output, Shown, fate
+from .machine import cpus, identity, is_stopped
+from .output import Outlet, Output, Shown, fate, is_writable
 from .signals import INTERRUPTS, Stop
 from .threads import environment as threads_environment
 
@@ -27,7 +27,10 @@ RESTARTS = 10  # of one instance, each within HEALTHY seconds, at most
 HEALTHY = 60.0
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL, if something is wrong here
 LEFT = 1000  # pieces of output that are written after the end, at most: what an instance started may go on
+LAST = 3  # pieces of output that are read when an instance has ended, though nobody reads ours
 STOPS = 0.5  # seconds that they have to stop when they like, after Ctrl-Z
+# Not epoll, which takes no files. Where there is no poll, as on some systems of Apple, there is select.
+SELECTOR: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
 KILLS = 3  # the how manyth Ctrl-C does not ask any more
 
 
@@ -130,8 +133,8 @@ class Instance:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    def start(self) -> list[Output]:
-        """Start it if it is time; return what it writes."""
+    def start(self, stdout: Outlet | None = None, stderr: Outlet | None = None) -> list[Output]:
+        """Start it if it is time; return what it writes, which is to be shown on these."""
         if self.over or self._process is not None or time.monotonic() < self.due:
             return []
         self._began = time.monotonic()
@@ -145,17 +148,16 @@ class Instance:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if self._log is None else subprocess.STDOUT,  # in order
             start_new_session=True,  # so that a terminal tells us alone, and we them, once
-            preexec_fn=functools.partial(_tie_to, os.getpid()),  # noqa: PLW1509 - there are no threads
+            preexec_fn=functools.partial(_tie_to, os.getpid(), self._board),  # noqa: PLW1509 - there are no threads
         )
-        pairs = (self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr)
-        outputs = [
-            Output(self.number, pipe, None if self._quiet else stream.buffer, self._log)
-            for pipe, stream in pairs
+        pairs = (self._process.stdout, stdout), (self._process.stderr, stderr)
+        self._outputs = [
+            Output(self.number, pipe, None if self._quiet else outlet, self._log)
+            for pipe, outlet in pairs
             if pipe is not None
         ]
-        self._errors = outputs[-1]
         self._is_read = False  # all that it has written
-        return outputs
+        return self._outputs
 
     def look(self, ending: bool, passed: float = 0.0) -> str | None:
         """See how it does, `passed` seconds after the last time; return what to say of that, if anything."""
@@ -165,6 +167,8 @@ class Instance:
             return self._time(self._process.pid, passed)
         if not self._is_read:  # by the next look it is
             self._is_read = True
+            for output in self._outputs:
+                output.reads = LAST
             return None
         code, pid, self._process = self._process.returncode, self._process.pid, None
         if code != 0:
@@ -202,7 +206,7 @@ class Instance:
             how = f"was ended past {self._board.limit:g} s"
         else:
             how = f"died of {_signal(-code)}" if code < 0 else f"ended with exit code {code}"
-        return fate(how, self._errors.tail)
+        return fate(how, self._outputs[-1].tail)
 
     def _fall(self, code: int) -> str:
         healthy = time.monotonic() - self._began >= HEALTHY
@@ -232,9 +236,10 @@ def _log(folder: str, number: int) -> IO[bytes]:
     return open(os.path.join(folder, f"{number}.txt"), "ab", 0)
 
 
-def _tie_to(parent: int) -> None:
-    """Let an instance get SIGTERM when we are gone."""
-    if die_with_parent(signal.SIGTERM) and os.getppid() != parent:
+def _tie_to(parent: int, board: Board) -> None:
+    """Let an instance get SIGTERM when we are gone: from the kernel, or from a thread of its own."""
+    board.is_untied = not die_with_parent(signal.SIGTERM)
+    if os.getppid() != parent:
         os._exit(1)
 
 
@@ -290,21 +295,59 @@ class Watch:
         self._forwarding = forwarding
         self._came = forwarding.came
         self._passed_on = 0
-        self._selector = selectors.DefaultSelector()
+        self._outputs: list[Output] = []  # the one that was read last stands last
+        self._stdout, self._stderr = Outlet(_target(sys.stdout)), Outlet(_target(sys.stderr))
+        files = [
+            isinstance(outlet.to, int) and identity(outlet.to) for outlet in (self._stdout, self._stderr)
+        ]
+        if files[0] and files[0] == files[1]:  # one stream, whose lines stay whole and in order
+            self._stderr = self._stdout
         self._looked = time.monotonic()
 
     def until_over(self) -> None:
-        with self._selector:
-            try:
-                while not all(instance.over for instance in self._instances):
-                    self._step()
-                for _ in range(LEFT):
-                    if not self._copy(0.0):
-                        break
-                for key in list(self._selector.get_map().values()):
-                    self._write(key.data.stream, key.data.close())
-            finally:
-                self._end()
+        try:
+            while not all(instance.over for instance in self._instances):
+                self._step()
+            self._finish()
+        finally:
+            self._end()
+
+    def _finish(self) -> None:
+        """Write the last output, as long as it is read now and then; another signal ends that too.
+
+        After an interrupt, the reader has a second for each piece.
+        """
+        came, left, read = len(self._came), LEFT, time.monotonic()
+        while len(self._came) == came and (self._outputs or self._is_waiting()):
+            waited = self._unwritten()
+            found = self._copy(TICK if self._is_waiting() else 0.0)
+            left -= found
+            if left <= 0 or not (found or self._unwritten()):
+                self._close()
+            if self._forwarding.stop:
+                self._stop()
+            if found or self._unwritten() < waited:
+                read = time.monotonic()
+            elif came and time.monotonic() - read >= STEP:
+                break
+        self._close()
+
+    def _unwritten(self) -> int:
+        return len(self._stdout.rest) + len(self._stderr.rest)
+
+    def _is_waiting(self) -> bool:
+        """Return True if the reader has to read before all is written, the line of progress too."""
+        return bool(self._unwritten()) or not is_writable(self._stderr.to)
+
+    def _close(self) -> None:
+        """Read what is left, for the logs at least, and close the pipes."""
+        for output in list(self._outputs):
+            for _ in range(LAST):
+                if output in self._outputs:
+                    self._read(output)
+        for output in self._outputs:
+            self._show(output, output.close())
+        self._outputs = []
 
     def _end(self) -> None:
         """End instances that are left because something is wrong here: nobody reads what they write, say."""
@@ -320,9 +363,8 @@ class Watch:
 
     def _step(self) -> None:
         for instance in self._instances if not self._came else ():
-            for output in instance.start():
-                self._selector.register(output.pipe, selectors.EVENT_READ, output)
-        self._copy(0.1)
+            self._outputs += instance.start(self._stdout, self._stderr)
+        self._copy(TICK)
         if self._forwarding.stop.is_wanted:
             self._stop()
         for signum in self._came[self._passed_on :]:
@@ -334,8 +376,9 @@ class Watch:
         for instance in self._instances:
             said = instance.look(bool(self._came), passed)
             if said is not None:
-                self._write(sys.stderr.buffer, f"speval: {said}\n".encode())
-        self._line.show()
+                self._stderr.add(f"speval: {said}\n".encode())
+        if not self._stderr.rest:
+            self._line.show()
 
     def _stop(self) -> None:
         """Stop with all instances, which are in sessions of their own, until somebody continues us.
@@ -358,22 +401,57 @@ class Watch:
         for instance in self._instances:
             instance.send(signal.SIGCONT)
 
-    def _copy(self, seconds: float) -> bool:
-        """Write what instances have written; False if there was nothing."""
-        found = False
-        for key, _ in self._selector.select(seconds):
-            key.data.interrupted = signal.SIGINT in self._came
-            text = key.data.read()
-            if text is None:
-                self._selector.unregister(key.fileobj)
-                self._write(key.data.stream, key.data.close())
-            else:
-                found = True
-                self._write(key.data.stream, text)
+    def _copy(self, seconds: float) -> int:
+        """Read from instances and write it, as far as our reader has room; return the number of pieces.
+
+        While nobody reads, what would be shown stays in the pipes: there instances wait, and memory is
+        bounded. After an interrupt, and of an instance that has ended, it is read nevertheless.
+        """
+        self._write()
+        with SELECTOR() as selector:
+            for output in self._outputs:
+                if self._is_wanted(output):
+                    selector.register(output.pipe, selectors.EVENT_READ, output)
+            for outlet in {self._stdout, self._stderr}:
+                if outlet.rest:
+                    selector.register(outlet.to, selectors.EVENT_WRITE)
+            ready = {key.data for key, _ in selector.select(seconds)}
+        found = 0
+        for output in [output for output in self._outputs if output in ready]:
+            if self._is_wanted(output):
+                found += self._read(output)
+                self._write()
         return found
 
-    def _write(self, stream: IO[bytes] | None, text: bytes) -> None:
-        if text and stream is not None:
-            self._line.clear()
-            stream.write(text)
-            stream.flush()
+    def _write(self) -> None:
+        for outlet in self._stdout, self._stderr:
+            outlet.write(self._line)
+
+    def _is_wanted(self, output: Output) -> bool:
+        return output.outlet is None or not output.outlet.rest or output.reads > 0 or bool(self._came)
+
+    def _read(self, output: Output) -> bool:
+        """Read what an instance has written; return False if there was nothing."""
+        output.interrupted = signal.SIGINT in self._came
+        text = output.read()
+        self._outputs.remove(output)
+        if text is None:
+            self._show(output, output.close())
+            return False
+        output.reads -= 1
+        self._outputs.append(output)
+        self._show(output, text)
+        return True
+
+    @staticmethod
+    def _show(output: Output, text: bytes) -> None:
+        if output.outlet is not None:
+            output.outlet.add(text)
+
+
+def _target(stream: TextIO) -> int | IO[bytes]:
+    """Return the descriptor of a stream; the stream itself if it is in memory."""
+    try:
+        return stream.fileno()
+    except OSError:
+        return stream.buffer

@@ -45,7 +45,7 @@ from .output import TAIL, Relay, Shown, fate
 from .signals import INTERRUPTS
 from .threads import limit_threads
 
-__all__ = ["MOMENT", "STEP", "Stint", "apart", "descendants", "die_with_parent", "run"]
+__all__ = ["MOMENT", "STEP", "TICK", "Stint", "apart", "descendants", "die_with_parent", "run"]
 
 log = logging.getLogger("speval")
 

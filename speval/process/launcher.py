@@ -11,11 +11,13 @@ import functools
 import json
 import mmap
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 
 from ..errors import visible
+from .background import Ticker
 
 __all__ = [
     "HEADING",
@@ -34,7 +36,8 @@ __all__ = [
 # In the environment of an instance:
 FOLDER, NUMBER, LOGS = "SPEVAL_RUN_FOLDER", "SPEVAL_RUN_NUMBER", "SPEVAL_RUN_LOGS"
 HEADING = "speval: evaluation "
-SIZE = 24  # bytes of a board
+SIZE = 32  # bytes of a board
+ORPHAN = 1.0  # seconds between two looks of an instance at its parent
 
 _free = threading.Lock()  # whoever counts on the board of this process has it
 
@@ -50,10 +53,12 @@ class Board:
         A count that is odd while a piece of work is under way.
     limit : float
         Seconds that a piece may take; 0: any number.
+    is_untied : bool
+        The kernel will not end the instance with its launcher.
     """
 
     def __init__(self, memory: memoryview) -> None:
-        self._numbers, self._seconds = memory[:16].cast("Q"), memory[16:].cast("d")
+        self._numbers, self._seconds = memory[:24].cast("Q"), memory[24:].cast("d")
 
     @staticmethod
     def make(folder: str, n: int) -> list[Board]:
@@ -78,6 +83,14 @@ class Board:
         self._numbers[1] = value
 
     @property
+    def is_untied(self) -> bool:
+        return bool(self._numbers[2])
+
+    @is_untied.setter
+    def is_untied(self, is_untied: bool) -> None:
+        self._numbers[2] = is_untied
+
+    @property
     def limit(self) -> float:
         return self._seconds[0]
 
@@ -97,14 +110,33 @@ def is_launched() -> bool:
 
 
 def announce(database: str, used: bool = False) -> None:
-    """Tell the launcher, if there is one, the database of this instance, or of a process below it.
+    """Tell the launcher, if there is one, which database this instance uses; let the instance end with it.
 
-    `used`: a worker has joined it.
+    `used`: a worker has joined the database.
     """
     folder = os.environ.get(FOLDER)
     if folder:
         with contextlib.suppress(OSError), open(_databases(folder, used), "a", encoding="utf-8") as file:
             file.write(json.dumps(database) + "\n")
+    board = _board()
+    if board is not None and board.is_untied:
+        _end_with(board.launcher)
+
+
+@functools.cache  # one thread does
+def _end_with(launcher: int) -> None:
+    """End this instance when its launcher has ended, as the kernel does on Linux.
+
+    Not by a pipe from the launcher: `func` might close it, and the programs that `func` starts inherit it.
+    """
+
+    def look() -> float | None:
+        if os.getppid() == launcher:
+            return ORPHAN
+        os.kill(os.getpid(), signal.SIGTERM)
+        return None
+
+    Ticker(look).start(ORPHAN)
 
 
 def is_used(database: str) -> bool:

@@ -22,6 +22,7 @@ __all__ = [
     "duplicate_high",
     "host",
     "identity",
+    "is_alive",
     "is_stopped",
     "mount_of",
     "process",
@@ -69,11 +70,29 @@ def identity(fd: int) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def is_alive(pid: object) -> bool:
+    """Return True if a process of this machine has that number, and has not ended (Linux: a zombie has)."""
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # of another user
+        pass
+    except (OSError, OverflowError):
+        return False
+    return _state(pid) not in ("Z", "X")
+
+
 def is_stopped(pid: int) -> bool:
     """Tell whether a process is stopped, by Ctrl-Z or a debugger say; False if that is not known."""
+    return _state(pid) in ("T", "t")
+
+
+def _state(pid: int) -> str:
+    """Return the kernel's letter for what a process does, nothing if that is not known."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-        return stat.read().rpartition(")")[2].split()[0] in ("T", "t")
-    return False
+        return stat.read().rpartition(")")[2].split()[0]
+    return ""
 
 
 def cpu_seconds(pid: int) -> float:

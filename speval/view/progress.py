@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TextIO
 
 from ..errors import NotWritable, SpevalError
+from ..process.output import is_writable
 
 __all__ = ["Progress", "Rate", "bar", "duration", "line", "speed"]
 
@@ -250,6 +251,8 @@ class Progress:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        if exc_info == (None, None, None):  # else an interrupt may be what has ended it
+            is_writable(self._stream, None)
         self.close()
 
     def show(self) -> float:
@@ -311,6 +314,8 @@ class Progress:
             return 80
 
     def _write(self, text: str) -> None:
+        if not is_writable(self._stream):  # the terminal is stopped by Ctrl-S, say: the next line will do
+            return
         with contextlib.suppress(*UNWRITABLE):  # closed, or full
             if self._is_terminal:
                 self._stream.write("\r" + text.ljust(self._width))
@@ -327,7 +332,7 @@ class Progress:
 
     def clear(self) -> None:
         """Take the line away, for something else to be written."""
-        if self._width:
+        if self._width and is_writable(self._stream):
             with contextlib.suppress(*UNWRITABLE):
                 self._stream.write("\r" + " " * self._width + "\r")
                 self._stream.flush()
@@ -341,8 +346,4 @@ class Progress:
         if not self.counts:
             self.clear()
             return
-        self._write(self._text())
-        if self._is_terminal:
-            with contextlib.suppress(*UNWRITABLE):
-                self._stream.write("\n")
-                self._stream.flush()
+        self._write(self._text() + "\n" * self._is_terminal)
