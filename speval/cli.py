@@ -28,6 +28,7 @@ from . import __version__, workers
 from .database import existing, is_url, shown
 from .errors import SpevalError, last_line, visible
 from .process.launcher import announced
+from .process.output import is_writable
 from .reading import STATUSES
 from .speval import reset_evals
 from .view.progress import Progress, Rate, bar, duration, speed
@@ -187,7 +188,6 @@ def _run(args: argparse.Namespace) -> int:
     """Run instances of a script, restart those that are killed, and show how far they are. Ends with 0
     only if all is completed."""
     from .process import instances, jobs
-    from .process.output import is_writable
     from .view import survey
 
     if not (args.module or os.path.isfile(args.script)):

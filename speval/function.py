@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import random
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 from .database import Connection, Database
 from .errors import visible
+from .values import blake2b
 
 __all__ = ["code_of", "copied_generators", "differences", "name_of"]
 
@@ -48,15 +48,13 @@ def code_of(func: Callable[[Any], Any]) -> str | None:
     All instances of one version of Python have the same. What `func` calls makes no difference, nor do
     values that are large, or none of JSON's.
     """
-    import hashlib  # here, because a reader does not need it, and importing it takes milliseconds
-
     try:
         parts = list(_parts(func))
     except Exception:  # noqa: BLE001 - see name_of()
         return None
     if not any(isinstance(part, bytes) for part in parts):
         return None
-    return VERSION + hashlib.blake2b(repr(parts).encode("utf-8", "replace"), digest_size=8).hexdigest()
+    return VERSION + blake2b(repr(parts).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def _layers(func: Any) -> Iterator[Any]:
@@ -92,7 +90,7 @@ def _parts_of_code(code: types.CodeType) -> Iterator[Any]:
     A docstring is a constant that no instruction loads, and it moves the other constants. So constants are
     yielded in the order in which they are loaded, and their numbers are left out of the instructions.
     """
-    import opcode  # here, for the same reason as hashlib
+    import opcode  # here, because a reader does not need it
 
     yield [*code.co_names, *code.co_varnames, *code.co_freevars]
     operations, arguments = code.co_code[::2], bytearray(code.co_code[1::2])
@@ -140,12 +138,17 @@ def copied_generators(func: Callable[[Any], Any]) -> str | None:
 
 
 def _is_copied(value: Any) -> bool:
-    numpy = sys.modules.get("numpy.random")  # if it is not imported, there is no generator of it
-    kinds = random.Random, getattr(numpy, "Generator", ()), getattr(numpy, "RandomState", ())
+    # A module that is not imported has made no generator.
+    random, numpy = sys.modules.get("random"), sys.modules.get("numpy.random")
+    kinds = (
+        getattr(random, "Random", ()),
+        getattr(numpy, "Generator", ()),
+        getattr(numpy, "RandomState", ()),
+    )
     # Not isinstance(), which calls the __class__ of a proxy: that may raise.
-    if not issubclass(type(value), kinds) or issubclass(type(value), random.SystemRandom):
+    if not issubclass(type(value), kinds) or issubclass(type(value), getattr(random, "SystemRandom", ())):
         return False
-    seeded_anew = random._inst, getattr(getattr(numpy, "mtrand", None), "_rand", None)
+    seeded_anew = getattr(random, "_inst", None), getattr(getattr(numpy, "mtrand", None), "_rand", None)
     return not any(value is generator for generator in seeded_anew)
 
 

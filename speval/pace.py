@@ -7,6 +7,7 @@ __all__ = ["SHARE", "Pace"]
 BATCH = 0.2  # seconds of work, at most, that a worker claims before the last evaluation of a batch
 BATCH_ROOM = 2000  # evaluations, at most
 ALONE = 0.1  # seconds; evaluations that take longer are claimed one by one, unless others queue
+GROWTH, WATCHED_GROWTH = 2, 16  # of batches, at most; the latter where a watchdog gives batches back
 SHARE = 0.01  # of its time, that a worker would spend on transactions, and on waiting for interrupts
 
 
@@ -16,7 +17,9 @@ class Pace:
     Attributes
     ----------
     room : int
-        That number. It grows at most twofold from batch to batch.
+        That number. Each batch is at most `GROWTH` or `WATCHED_GROWTH` times as large as the one before.
+    least : int
+        Number of evaluations that take as long as a transaction. To claim fewer saves no time.
     limit : float
         Seconds in which all of a batch should be done, or begun if they are long.
     old : float
@@ -28,18 +31,27 @@ class Pace:
     """
 
     def __init__(self, timeout: float | None) -> None:
-        self.room = 1
+        self.room = self.least = 1
         self.limit = BATCH if timeout is None else min(BATCH, timeout / 4)
         self.old, self.long = 1.25 * self.limit, 0.75 * self.limit
         self.stale = float("inf") if timeout is None else max(timeout / 2, BATCH)
         self._slowest = self._waiting = self._writing = 0.0
+        self._quickest = float("inf")  # seconds of a transaction, without waiting
 
-    def learn(self, number: int, seconds: float, waiting: float, writing: float) -> None:
-        """Take in that `number` evaluations took `seconds`, and the transaction before them the others."""
+    def learn(
+        self, number: int, seconds: float, waiting: float, writing: float, watched: bool = False
+    ) -> None:
+        """Record that `number` evaluations took `seconds`, and how long the transaction before them took.
+
+        `watched`: a watchdog gives back the rest of the next batch if an evaluation turns out long.
+        """
         self._slowest = max(seconds / number, self._slowest / 2, 1e-9)  # of the recent batches
         self._waiting += (waiting - self._waiting) / 4
         self._writing += (writing - self._writing) / 4
         cost = self._waiting + (self._writing if self._slowest < ALONE else 0.0)
         wanted = 1 + int(cost / (SHARE * self._slowest))
         in_time = 1 + int(self.limit / self._slowest + 0.2) if self._slowest < self.long else 1
-        self.room = min(wanted, 2 * self.room, BATCH_ROOM, in_time)
+        growth = WATCHED_GROWTH if watched else GROWTH
+        self.room = min(wanted, growth * self.room, BATCH_ROOM, in_time)
+        self._quickest = min(self._quickest, writing)
+        self.least = max(1, min(self.room, int(self._quickest / self._slowest)))

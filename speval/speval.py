@@ -35,7 +35,6 @@ from . import workers
 from .database import FIRST, LAST, Connection, Database, Name, database, existing, insist, shown
 from .errors import NotWritable, SpevalError, cut, last_line, visible
 from .function import code_of, copied_generators, differences, name_of
-from .history import History, note_reset
 from .pace import SHARE, Pace
 from .process.background import Ticker, notice, weakly
 from .process.launcher import announce, counted, head, is_launched, is_used
@@ -155,14 +154,17 @@ COUNT_SOME_PENDING = """
     SELECT count(*) FROM (SELECT 1 FROM evals WHERE status = 'pending' LIMIT :room) AS pending"""
 
 
-def claim(db: Database, conn: Connection, worker: int, room: int, first: int = FIRST) -> Iterable[Any]:
+def claim(
+    db: Database, conn: Connection, worker: int, room: int, first: int = FIRST, least: int = 1
+) -> Iterable[Any]:
     """Claim up to `room` pending evaluations, the first from that id on; one that was lost before alone.
 
-    Return rows, of which a `Claim` each is made after the transaction.
+    A worker claims its share of them at most, or `least` if that is more. Return rows, of which a `Claim`
+    each is made after the transaction.
     """
     claims: list[tuple[Any, ...]] = []
     size = 0
-    room = min(room, _share(conn, room, first))
+    room = min(room, max(least, _share(conn, room, first)))
     if room == 1 and not db.serial:
         return conn.execute(FIND_AND_CLAIM, {"worker": worker, "first": first})
     with contextlib.closing(conn.execute(FIND_PENDING, {"room": room, "first": first})) as cursor:
@@ -391,7 +393,10 @@ class Worker:
         self._lookout = Lookout(db, self.id, timeout, clock)
         self._reports = Reports(db, self._row, stop, self._exchanging, clock)
         self._space = space  # an adaptive one
-        self._history = History(db)
+        if space is not None:
+            from .history import History
+
+            self._history = History(db)
 
     def work(self, func: Callable[[Any], Any], max_failures: int | None, wait: bool) -> dict[str, int] | None:
         """Claim, evaluate and store until nothing is left; at the end, or when interrupted, leave."""
@@ -478,7 +483,7 @@ class Worker:
             yield outcome
         self._since = float("inf")
         if number:
-            self._pace.learn(number, self._clock() - began, *self._cost)
+            self._pace.learn(number, self._clock() - began, *self._cost, self._db.locks.are_sure)
 
     def _watch(self) -> float:
         """Let nothing wait behind a long evaluation; return when to look again, in seconds."""
@@ -557,7 +562,7 @@ class Worker:
                 if self._lookout.is_due(min(LOOK, (self._timeout or LOOK) / 4)):
                     self._first = FIRST
                     said = reclaim(self._db, conn, self._lookout.lost(conn), self._max_attempts)
-                rows = claim(self._db, conn, self.id, room, self._first)
+                rows = claim(self._db, conn, self.id, room, self._first, self._pace.least)
                 if suggested is not None and not (rows := list(rows)) and add(self._db, conn, *suggested):
                     rows = claim(self._db, conn, self.id, room)
             stored = finished()
@@ -969,6 +974,8 @@ def reset_evals(
     >>> counts["failed"], reset_evals(fname)
     (1, 1)
     """
+    from .history import note_reset
+
     check_status(status)
     if isinstance(names, str):
         raise TypeError(f"names has to be a list of names, not the str {names!r}")

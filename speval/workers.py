@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -230,7 +229,7 @@ class Lookout:
         others = [row for row in live(conn) if row[0] != self._worker]
         self._others = len(others)
         self._looked = self._clock()
-        self._turn = self._db.watch * self._others * random.uniform(0.5, 1.5)
+        self._turn = self._db.watch * self._others * (0.5 + os.urandom(1)[0] / 256)
         dead = self._db.locks.dead(conn, [worker for worker, *_ in others])
         for worker, where, pid, _, fate in others:
             if worker in dead:

@@ -156,11 +156,11 @@ def test_a_batch_of_large_arguments_or_results_is_small(tmp_path: pathlib.Path, 
     assert max(before) <= reading.CHUNK_SIZE / len(megabyte) + 2
 
 
-def learned(pace: Any, *batches: tuple[float, float, float]) -> list[int]:
+def learned(pace: Any, *batches: tuple[float, float, float], watched: bool = False) -> list[int]:
     """Return the rooms of a worker whose evaluations, waits and transactions take so many seconds."""
     rooms = []
     for seconds, waiting, writing in batches:
-        pace.learn(pace.room, seconds * pace.room, waiting, writing)
+        pace.learn(pace.room, seconds * pace.room, waiting, writing, watched)
         rooms.append(pace.room)
     return rooms
 
@@ -170,6 +170,12 @@ def test_batches_grow_twofold_at_most_up_to_a_cap_in_number_and_in_time() -> Non
     assert rooms == [min(2**n, BATCH_ROOM) for n in range(1, 16)]
     assert learned(Pace(None), *[(0.001, 0.1, 0.1)] * 15)[-1] == 1 + BATCH / 0.001
     assert learned(Pace(0.4), *[(0.001, 0.1, 0.1)] * 15)[-1] == 1 + 0.4 / 4 / 0.001
+
+
+def test_batches_that_a_watchdog_gives_back_reach_the_cap_in_a_few_transactions() -> None:
+    assert learned(Pace(None), *[(1e-6, 0.0, 0.001)] * 4, watched=True) == [16, 256, BATCH_ROOM, BATCH_ROOM]
+    assert learned(Pace(None), *[(0.001, 0.1, 0.1)] * 4, watched=True)[-1] == 1 + BATCH / 0.001
+    assert set(learned(Pace(None), *[(1.0, 0.5, 0.001)] * 4, watched=True)) == {1}
 
 
 def test_batches_shrink_at_once_when_evaluations_take_longer() -> None:

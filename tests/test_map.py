@@ -17,6 +17,7 @@ MAP = [line.split()[0] for line in (speval.__doc__ or "").splitlines() if line.s
 OPTIONAL = {
     "database.postgres",
     "domains",
+    "history",
     "process.instances",
     "process.jobs",
     "search",

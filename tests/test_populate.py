@@ -13,6 +13,8 @@ import pytest
 from conftest import Sandbox, until
 
 from speval import SpaceMismatch, count_evals, load_evals, speval
+from speval.space import Space
+from speval.values import to_json
 
 
 @pytest.fixture
@@ -142,6 +144,38 @@ def test_an_argument_without_json_is_named_and_the_database_stays_as_it_was(db: 
     with pytest.raises(TypeError, match="evaluation '1'"):
         speval(len, [[], b""], db)
     assert names(db) == ["0"]
+
+
+def test_the_text_and_the_fingerprint_are_the_same_whether_many_are_encoded_at_once_or_one_by_one() -> None:
+    several: list[Any] = [{"x": i, "y": [i / 2, None, ", "]} for i in range(5000)]
+    several[4000] = [float("nan"), {1: "a", "\x00": '\u00e9\n\t"]'}, pathlib.Path("p"), [], {}, "", ", "]
+    several[4500] = {pathlib.Path("p"): 2}  # one by one: the encoder takes no such key
+    with Space(several) as at_once, Space(iter(several)) as one_by_one:
+        assert (
+            list(at_once) == list(one_by_one) == [(str(i), to_json(args)) for i, args in enumerate(several)]
+        )
+        assert at_once.fingerprint == one_by_one.fingerprint
+    with Space(dict(zip("ab", [1, "a"]))) as space:
+        assert list(space) == [("a", "1"), ("b", '"a"')]
+
+
+def test_an_iterable_may_yield_one_object_that_it_changes(db: pathlib.Path) -> None:
+    def evals() -> Iterator[dict[str, int]]:
+        one: dict[str, int] = {}
+        for one["x"] in range(3000):
+            yield one
+
+    with Space(evals()) as space:
+        assert [args for _, args in space] == [f'{{"x": {i}}}' for i in range(3000)]
+
+
+@pytest.mark.parametrize("kind", [list, dict, iter])
+def test_the_one_argument_without_json_among_many_is_named(db: pathlib.Path, kind: Any) -> None:
+    several: list[Any] = [*range(3000), object(), *range(3000)]
+    evals = dict(enumerate(several)) if kind is dict else kind(several)
+    with pytest.raises(TypeError, match="the arguments of evaluation '3000': cannot be stored as JSON"):
+        speval(str, evals, db)
+    assert not db.exists()
 
 
 def test_an_error_in_the_users_iterable_comes_out_and_nothing_is_made(db: pathlib.Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import mmap
 import os
 import signal
 import sys
@@ -192,6 +191,8 @@ def _boards(folder: str) -> str:
 
 @functools.cache  # never closed: by then its descriptor may be another's, if `func` has closed it
 def _opened(folder: str) -> list[Board]:
+    import mmap  # here, because only instances of `speval run` need it
+
     with open(_boards(folder), "r+b") as file:
         memory = memoryview(mmap.mmap(file.fileno(), 0))
     return [Board(memory[at : at + SIZE]) for at in range(0, len(memory), SIZE)]

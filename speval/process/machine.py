@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 
@@ -50,6 +49,8 @@ def command(shown: Callable[[str], str]) -> str | None:
 
     None if it is no script, but a notebook, say.
     """
+    import shlex  # here, because few need it, and importing it takes a millisecond
+
     if getattr(sys.modules.get("__main__"), "__file__", None) is None:
         return None
     words = getattr(sys, "orig_argv", [sys.executable, *sys.argv])  # Python 3.9 has none
