@@ -61,6 +61,8 @@ def enter(path: str, size: str, kind: str = "", amount: str = "") -> tuple[float
         raise KeyboardInterrupt
 
     evals: Any = space(size)
+    if kind == "range":
+        evals = range(int(size))
     if kind == "text":
         evals = ("x" * int(amount) for _ in range(int(size)))
     if kind == "uniform":
@@ -89,6 +91,45 @@ def work(path: str, kind: str = "", amount: str = "", attempts: str = "3") -> tu
 def _written() -> int:
     with open("/proc/self/io") as lines:
         return int(next(line for line in lines if line.startswith("write_bytes")).split()[1])
+
+
+def start(path: str, size: str, kind: str = "", amount: str = "") -> tuple[float, float]:
+    """Evaluate a space that each instance gives as a whole, from the database's beginning on."""
+    func = function(kind, amount)
+    ready()
+    speval.speval(func, range(int(size)), path)
+    return 0.0, time.monotonic()
+
+
+def race(path: str, size: str, mode: str, kind: str = "", amount: str = "") -> tuple[float, float]:
+    """Do what `start` does with nothing but sqlite3: populate if the table is empty, then go in batches."""
+    func, room = function(kind, amount), 200 if kind else 1000
+    ready()
+    conn = sqlite3.connect(path, isolation_level=None, timeout=60)
+    conn.execute(f"PRAGMA journal_mode = {mode}")
+    conn.execute("PRAGMA synchronous = FULL")
+    conn.execute("BEGIN IMMEDIATE")
+    conn.execute(
+        "CREATE TABLE IF NOT EXISTS evals (id INTEGER PRIMARY KEY, name TEXT UNIQUE, status TEXT,"
+        " updated REAL, started REAL, args TEXT, result TEXT, worker INTEGER, attempt INTEGER DEFAULT 0)"
+    )
+    conn.execute("CREATE INDEX IF NOT EXISTS pending ON evals (id) WHERE status = 'pending'")
+    if not conn.execute("SELECT 1 FROM evals LIMIT 1").fetchall():
+        rows = ((str(i), time.time(), json.dumps(i)) for i in range(int(size)))
+        conn.executemany("INSERT INTO evals (name, status, updated, args) VALUES (?, 'pending', ?, ?)", rows)
+    conn.execute("COMMIT")
+    claimed: list[Any] = []
+    facts = {"room": room, "worker": os.getpid()}
+    while True:
+        done = [(json.dumps(func(json.loads(args))), time.time(), id) for id, args in claimed]
+        conn.execute("BEGIN IMMEDIATE")
+        conn.executemany(STORE, done)
+        claimed = conn.execute(NEXT, facts).fetchall()
+        if claimed:
+            conn.execute(TAKE, {**facts, "now": time.time(), "last": claimed[-1][0]})
+        conn.execute("COMMIT")
+        if not claimed:
+            return 0.0, time.monotonic()
 
 
 def bare(number: str, kind: str, amount: str = "") -> tuple[float, float, int]:

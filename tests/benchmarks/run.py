@@ -14,13 +14,14 @@ import time
 from typing import Any
 
 import measures
+from creep import cold, creep
 from curves import stopping
 from measures import figures
 from processes import HERE, PACKAGE, directory, gaps, ms
 from searches import search
 from servers import server
 
-ALL = [*measures.ALL, search, stopping, server]
+ALL = [*measures.ALL, creep, cold, search, stopping, server]
 
 
 def conditions() -> str:
