@@ -471,7 +471,9 @@ class Worker:
             started = ended
             result, error = self._evaluate(func, claim)
             ended = time.time()
-            self._await_interrupt(result, error)
+            ran = self._clock() - self._since
+            if ran > QUICK:
+                self._await_interrupt(ran, result, error)
             ahead = self._db.ahead
             stopped = self._reports.stopped(claim)
             outcome = Outcome(claim, result, error, started + ahead, ended + ahead, stopped)
@@ -518,13 +520,12 @@ class Worker:
         except TypeError as exc:
             return None, refusal_of(result, exc)
 
-    def _await_interrupt(self, result: str | None, error: str | None) -> None:
+    def _await_interrupt(self, ran: float, result: str | None, error: str | None) -> None:
         """Wait for an interrupt that may have ended a program of `func` before it reaches this process.
 
         What such a program returns is no result. The wait is longer after an error or an exit code.
         """
-        ran = self._clock() - self._since
-        if ran > QUICK and self._signals.handlers:
+        if self._signals.handlers:
             programs, self._programs = self._programs, programs_ended()
             if self._programs != programs:
                 bad = error or (result or "").lstrip("-").strip("0").isdigit()

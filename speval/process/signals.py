@@ -40,15 +40,20 @@ class Stop:
     """A stop, asked for by SIGTSTP, that waits for a transaction or for C code to end. SIGCONT cancels it.
 
     A batch system that suspends and resumes a job sends both. A stop after that would last for ever.
+
+    Attributes
+    ----------
+    asked : float or None
+        When SIGTSTP came (monotonic, seconds).
     """
 
     def __init__(self) -> None:
-        self._asked: float | None = None  # when SIGTSTP came (monotonic, seconds)
+        self.asked: float | None = None
         self._continued = -math.inf  # when SIGCONT came
 
     def ask(self) -> None:
         """Record SIGTSTP."""
-        self._asked = time.monotonic()
+        self.asked = time.monotonic()
 
     def cancel(self) -> None:
         """Record SIGCONT."""
@@ -58,11 +63,11 @@ class Stop:
     def is_wanted(self) -> bool:
         # Python runs the handlers of signals that came during a call of C code in the order of their numbers.
         # So the handler of SIGTSTP may run shortly after that of the SIGCONT that came later.
-        return self._asked is not None and self._asked > self._continued + CANCELLED
+        return self.asked is not None and self.asked > self._continued + CANCELLED
 
     def end(self) -> None:
         """Record that the stop is over, or was left to another handler."""
-        self._asked = None
+        self.asked = None
 
 
 class Signals(contextlib.AbstractContextManager["Signals"]):
@@ -195,7 +200,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         before = self.interrupt
         self._now = OPEN
         try:
-            if self._stop.is_wanted:
+            if self._stop.asked is not None and self._stop.is_wanted:
                 signal.raise_signal(STOP)
             while self._held:
                 self._came = None
