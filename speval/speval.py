@@ -159,12 +159,12 @@ def claim(
 ) -> Iterable[Any]:
     """Claim up to `room` pending evaluations, the first from that id on; one that was lost before alone.
 
-    A worker claims its share of them at most, or `least` if that is more. Return rows, of which a `Claim`
+    Fewer when little is left for each worker, but not fewer than `least`. Return rows, of which a `Claim`
     each is made after the transaction.
     """
     claims: list[tuple[Any, ...]] = []
     size = 0
-    room = min(room, max(least, _share(conn, room, first)))
+    room = min(room, _share(conn, room, first, least))
     if room == 1 and not db.serial:
         return conn.execute(FIND_AND_CLAIM, {"worker": worker, "first": first})
     with contextlib.closing(conn.execute(FIND_PENDING, {"room": room, "first": first})) as cursor:
@@ -185,10 +185,11 @@ def claim(
     return claims
 
 
-def _share(conn: Connection, room: int, first: int) -> int:
+def _share(conn: Connection, room: int, first: int, least: int) -> int:
     """Return how many of `room` evaluations a worker may claim, for all workers to end together.
 
-    Half of its part of what is left: guided self-scheduling (Polychronopoulos and Kuck, 1987).
+    Half of its part of what is left: guided self-scheduling (Polychronopoulos and Kuck, 1987). But not less
+    than takes as long as the transaction.
     """
     pending = conn.execute(FIRST_PENDING, {"first": first}).fetchall() if room > 1 else []
     if not pending:
@@ -197,7 +198,7 @@ def _share(conn: Connection, room: int, first: int) -> int:
     ((attempt, rest, busy),) = pending
     if attempt:
         ((rest,),) = conn.execute(COUNT_SOME_PENDING, {"room": 2 * busy * room}).fetchall()
-    return int(max(1, rest // max(1, 2 * busy)))
+    return int(max(1, rest // max(1, 2 * busy), min(rest, least)))
 
 
 # Also over what was lost (pending again, claimed by another, or failed by losses, which leaves no
@@ -388,6 +389,7 @@ class Worker:
         self._signals = Signals()
         self._pid = os.getpid()
         self._joined = False
+        self._counts: dict[str, int] | None = None  # once nothing is left, and this worker is marked as ended
         self._row = workers.row(self.id, code, watched)
         self._first = FIRST  # for a while, where what is no longer pending takes time to pass: none is before
         self._lookout = Lookout(db, self.id, timeout, clock)
@@ -424,7 +426,7 @@ class Worker:
             claimed = self._insist(functools.partial(self.exchange, room))
             if claimed or self._claim_suggested():
                 self._lookout.pause = 0.0
-            elif not (wait and self._wait()):
+            elif self._counts is not None or not (wait and self._wait()):
                 return
             for outcome in self._evaluate_batch(func):
                 evaluated += 1
@@ -552,6 +554,7 @@ class Worker:
         with self._exchanging:
             if since not in (None, self._since):
                 return 0
+            self._counts = None
             outcomes, reports, unstarted = self.done[:], self._reports.new(), self._unstarted()
             with self._db.write(alone=suggested is not None) as conn:
                 waiting = self._clock() - began
@@ -566,6 +569,8 @@ class Worker:
                 rows = claim(self._db, conn, self.id, room, self._first, self._pace.least)
                 if suggested is not None and not (rows := list(rows)) and add(self._db, conn, *suggested):
                     rows = claim(self._db, conn, self.id, room)
+                if room and self._db.serial and not (self._space or rows or any(left(conn))):
+                    self._counts = self._end(conn)  # at once: each transaction waits for those of the others
             stored = finished()
             if not self._joined:
                 announce(self._db.name, used=True)
@@ -596,8 +601,8 @@ class Worker:
         number of evaluations by status, None if it could not be done.
         """
         self._watchdog.stop()
-        if not self._joined:
-            return None
+        if self._counts is not None or not self._joined:
+            return self._counts
         try:
             with contextlib.suppress(NotWritable):  # for a moment: a deadlock, a connection that broke
                 return self._leave()
@@ -610,20 +615,19 @@ class Worker:
             return None
 
     def _leave(self) -> dict[str, int]:
-        if not self.done:
-            with self._db.read() as conn:
-                if workers.has_ended(conn, self.id):
-                    return count(self._db, conn)
         with self._db.write() as conn:
             workers.check_in(self._db, conn, self._row, self._joined)
             store(conn, self._reports.new())
             finished = finish(self._db, conn, self.id, self.done)
             said = self._give_up_claims(conn)
-            workers.mark_ended(conn, self.id)
-            workers.mark_all_ended(conn)
-            counts = count(self._db, conn)
+            counts = self._end(conn)
         self._say(said, self.done, finished(), [])
         return counts
+
+    def _end(self, conn: Connection) -> dict[str, int]:
+        workers.mark_ended(conn, self.id)
+        workers.mark_all_ended(conn)
+        return count(self._db, conn)
 
     def _give_up_claims(self, conn: Connection) -> list[str]:
         """Release all claims; but one that was interrupted only after the timeout is a loss."""
@@ -667,6 +671,8 @@ class Worker:
     def _look(self) -> tuple[bool, bool, list[Loss]]:
         with self._db.read() as conn:
             pending, in_progress = left(conn)
+            if not (pending or in_progress) and workers.has_ended(conn, self.id):
+                self._counts = count(self._db, conn)
             if not self._lookout.is_due():
                 return pending, in_progress, []
             # A server that took over from another one may have forgotten what we have finished.

@@ -173,7 +173,12 @@ def test_batches_grow_twofold_at_most_up_to_a_cap_in_number_and_in_time() -> Non
 
 
 def test_batches_that_a_watchdog_gives_back_reach_the_cap_in_a_few_transactions() -> None:
-    assert learned(Pace(None), *[(1e-6, 0.0, 0.001)] * 4, watched=True) == [16, 256, BATCH_ROOM, BATCH_ROOM]
+    assert learned(Pace(None), *[(1e-6, 0.0, 0.001)] * 4, watched=True) == [
+        64,
+        BATCH_ROOM,
+        BATCH_ROOM,
+        BATCH_ROOM,
+    ]
     assert learned(Pace(None), *[(0.001, 0.1, 0.1)] * 4, watched=True)[-1] == 1 + BATCH / 0.001
     assert set(learned(Pace(None), *[(1.0, 0.5, 0.001)] * 4, watched=True)) == {1}
 
