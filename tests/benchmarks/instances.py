@@ -106,7 +106,11 @@ def race(path: str, size: str, mode: str, kind: str = "", amount: str = "") -> t
     func, room = function(kind, amount), 200 if kind else 1000
     ready()
     conn = sqlite3.connect(path, isolation_level=None, timeout=60)
-    conn.execute(f"PRAGMA journal_mode = {mode}")
+    for _ in range(10_000):
+        with contextlib.suppress(sqlite3.OperationalError):  # another one sets it: that waits for no lock
+            conn.execute(f"PRAGMA journal_mode = {mode}")
+            break
+        time.sleep(0.001)
     conn.execute("PRAGMA synchronous = FULL")
     conn.execute("BEGIN IMMEDIATE")
     conn.execute(
