@@ -19,8 +19,8 @@ class Pace:
     room : int
         That number. Each batch is at most `GROWTH` or `WATCHED_GROWTH` times as large as the one before.
     least : int
-        Number of evaluations that take as long as a transaction, with the wait for it. To claim fewer saves
-        no time.
+        Number of evaluations that take as long as a transaction, with the wait for it, but no more than the
+        last batch had. To claim fewer saves no time.
     limit : float
         Seconds in which all of a batch should be done, or begun if they are long.
     old : float
@@ -55,4 +55,5 @@ class Pace:
         growth = WATCHED_GROWTH if watched else GROWTH
         self.room = min(wanted, growth * self.room, BATCH_ROOM, in_time)
         self._quickest = min(self._quickest, writing)
-        self.least = max(1, min(self.room, int((self._waiting + self._quickest) / self._slowest)))
+        pays = int((self._waiting + self._quickest) / self._slowest)
+        self.least = max(1, min(number, self.room, pays))

@@ -601,7 +601,7 @@ class Worker:
         number of evaluations by status, None if it could not be done.
         """
         self._watchdog.stop()
-        if self._counts is not None or not self._joined:
+        if not self._joined or (self._counts is not None and not self.done):
             return self._counts
         try:
             with contextlib.suppress(NotWritable):  # for a moment: a deadlock, a connection that broke
