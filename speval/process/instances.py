@@ -324,7 +324,7 @@ class Watch:
             left -= found
             if left <= 0 or not (found or self._unwritten()):
                 self._close()
-            if self._forwarding.stop:
+            if self._forwarding.stop.is_wanted:
                 self._stop()
             if found or self._unwritten() < waited:
                 read = time.monotonic()
