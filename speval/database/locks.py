@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..errors import INTERRUPTED, NotWritable, SpevalError, visible
 from ..process.background import Ticker, notice, weakly
 from ..process.forks import Section, at_gate
-from ..process.machine import duplicate_high, host, identity, is_alive, mount_of, process
+from ..process.machine import (
+    duplicate_high,
+    host,
+    identity,
+    is_alive,
+    make_room_for_high,
+    mount_of,
+    process,
+)
 
 if TYPE_CHECKING:
     from .interface import Connection
@@ -142,6 +150,7 @@ class Locks:
         self._ofd = None if fcntl is None else OFD.get(sys.platform)
         self._deaths = Deaths()
         self._keeper = Ticker(weakly(self._keep))
+        make_room_for_high()
 
     def _lock(self, byte: int, wait: bool = False) -> bool:
         """Lock a byte; False if somebody else has it."""

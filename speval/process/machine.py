@@ -23,6 +23,7 @@ __all__ = [
     "identity",
     "is_alive",
     "is_stopped",
+    "make_room_for_high",
     "mount_of",
     "process",
     "programs_ended",
@@ -123,6 +124,15 @@ def duplicate_high(fd: int) -> int:
     high: int = fcntl.fcntl(fd, getattr(fcntl, "F_DUPFD_CLOEXEC", fcntl.F_DUPFD), HIGH)
     os.set_inheritable(high, False)
     return high
+
+
+def make_room_for_high() -> None:
+    """Have the kernel enlarge this process's table of descriptors, as `duplicate_high` needs it.
+
+    Beside other threads, which share the table, the kernel takes 10 to 20 ms for that: so it is done early.
+    """
+    with contextlib.suppress(ImportError, OSError), open(os.devnull, "rb") as file:
+        os.close(duplicate_high(file.fileno()))
 
 
 def cpus() -> int:
