@@ -73,7 +73,7 @@ class Space(contextlib.AbstractContextManager["Space"]):
         here: Any = eval_space if its is None else []
         try:
             with notice(lambda: f"reading the evaluation space, {self.size} evaluations so far"):
-                self.fingerprint = self._read(iter(here.items() if self._is_named else enumerate(here)))
+                self.fingerprint = self._read(iter(here.items() if self._is_named else here))
         except BaseException:
             self._file.close()
             raise
@@ -81,7 +81,7 @@ class Space(contextlib.AbstractContextManager["Space"]):
         if its is not None:
             self.size, self.fingerprint = len(its), f"{ADAPTIVE} {_objective(its)}"
 
-    def _read(self, source: Iterator[tuple[Any, Any]]) -> str:
+    def _read(self, source: Iterator[Any]) -> str:
         """Keep the text of all evaluations; return its hash, which is the same for batches of any size."""
         args_hash, names_hash = blake2b(digest_size=16), blake2b(digest_size=16)
         known: set[str] = set()
@@ -98,21 +98,26 @@ class Space(contextlib.AbstractContextManager["Space"]):
             is_quick = size <= LARGE and time.monotonic() - began <= SLOW
             number = min(2 * number, BATCH) if is_quick else max(number // 2, 1)
 
-    def _encoded(self, some: Iterator[tuple[Any, Any]], known: set[str]) -> tuple[list[Any], str]:
+    def _encoded(self, some: Iterator[Any], known: set[str]) -> tuple[Sequence[object], str]:
         """Return the names of some evaluations, and a list of their arguments as JSON."""
-        names, batch, texts = [], [], []
-        for key, args in some:
-            name = _to_name(key, known) if self._is_named else key
-            names.append(name)
-            if self._is_in_memory:
-                batch.append(args)
-            else:
-                texts.append(_args_to_json(name, args))
-        if batch:
-            try:
-                return names, to_json(batch)  # in a third of the time that it takes one by one
-            except TypeError:
-                texts = list(map(_args_to_json, names, batch))
+        if not self._is_in_memory:
+            return self._encoded_one_by_one(some, known)
+        batch = list(some)
+        names: Sequence[object] = range(self.size, self.size + len(batch))
+        if self._is_named:
+            names, batch = [_to_name(key, known) for key, _ in batch], [args for _, args in batch]
+        try:
+            return names, to_json(batch)  # in a third of the time that it takes one by one
+        except TypeError:
+            return names, f"[{', '.join(map(_args_to_json, names, batch))}]"
+
+    def _encoded_one_by_one(self, some: Iterator[Any], known: set[str]) -> tuple[Sequence[object], str]:
+        names: list[object] = []
+        texts: list[str] = []
+        for item in some:
+            key, args = item if self._is_named else (self.size + len(names), item)
+            names.append(_to_name(key, known) if self._is_named else key)
+            texts.append(_args_to_json(names[-1], args))
         return names, f"[{', '.join(texts)}]"
 
     def _keep(self, digest: Any, text: str) -> int:
