@@ -361,8 +361,8 @@ def last(x):
 
 speval(func, [0], "evals.db")
 worker_handlers = []
-speval(lambda x: asyncio.run(main()) if x < 300 else
-       worker_handlers.append(signal.getsignal(signal.SIGINT)), range(301), "other.db")
+speval(lambda x: worker_handlers.append(signal.getsignal(signal.SIGINT)) if x else asyncio.run(main()),
+       range(2), "other.db")  # the first is a batch of its own
 print(worker_handlers[0] is not signal.default_int_handler)
 print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 """
