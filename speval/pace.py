@@ -7,7 +7,7 @@ __all__ = ["SHARE", "Pace"]
 BATCH = 0.2  # seconds of work, at most, that a worker claims before the last evaluation of a batch
 BATCH_ROOM = 2000  # evaluations, at most
 ALONE = 0.1  # seconds; evaluations that take longer are claimed one by one, unless others queue
-GROWTH, WATCHED_GROWTH = 2, 64  # of batches, at most; the latter where a watchdog gives batches back
+GROWTH, WATCHED_GROWTH = 2, 64  # largest factor between two batches; the second where a watchdog runs
 SHARE = 0.01  # of its time, that a worker would spend on transactions, and on waiting for interrupts
 
 
@@ -19,8 +19,8 @@ class Pace:
     room : int
         That number. Each batch is at most `GROWTH` or `WATCHED_GROWTH` times as large as the one before.
     least : int
-        Number of evaluations that take as long as a transaction, with the wait for it, but no more than the
-        last batch had. To claim fewer saves no time.
+        Number of evaluations that take about as long as one transaction and the wait for it; at most the size
+        of the last batch. A smaller claim costs more time than it saves. 1 where no watchdog runs.
     limit : float
         Seconds in which all of a batch should be done, or begun if they are long.
     old : float
@@ -56,4 +56,4 @@ class Pace:
         self.room = min(wanted, growth * self.room, BATCH_ROOM, in_time)
         self._quickest = min(self._quickest, writing)
         pays = int((self._waiting + self._quickest) / self._slowest)
-        self.least = max(1, min(number, self.room, pays))
+        self.least = max(1, min(number, self.room, pays)) if watched else 1

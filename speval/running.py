@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 from .database import LAST
-from .process.signals import Signals, Terminated
+from .process.signals import INTERRUPTS, Signals, Terminated
 from .reports import Reports
 from .values import from_json
 
@@ -67,12 +67,12 @@ def waiting_for_this() -> set[str]:
 def ends_process(exc: BaseException, signals: Signals, worker: int) -> bool:
     """Return True if what `func` raised is to end this process, and not only to fail the evaluation.
 
-    That is an interrupt, and SystemExit after one, or in a child that `func` has forked from the process
-    `worker`. If `func` has set a handler of its own, the interrupt may have come to that one.
+    True for an interrupt, and for SystemExit if an interrupt came, or in a child that `func` forked from the
+    process `worker`. Also while a handler of `func` is installed, because that may have called sys.exit().
     """
     if not isinstance(exc, SystemExit):
         return isinstance(exc, (KeyboardInterrupt, Terminated))
-    handlers = [signal.getsignal(signum) for signum in signals.handlers]
+    handlers = [signal.getsignal(signum) for signum in signals.handlers if signum in INTERRUPTS]
     return (
         signals.interrupt is not None
         or os.getpid() != worker

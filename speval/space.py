@@ -16,7 +16,7 @@ from .values import blake2b, split, to_json
 __all__ = ["ADAPTIVE", "Adaptive", "Space", "adaptive", "suggestion"]
 
 ADAPTIVE = "adaptive"  # so begins the fingerprint of such a space, behind which stands what it is after
-BATCH = 1000  # evaluations, at most, that are encoded at once
+BATCH = 250  # evaluations, at most, that are encoded at once
 LARGE, SLOW = 1 << 20, 0.1  # characters, and seconds, of a batch after which the next one is smaller
 IN_MEMORY = 1 << 20  # bytes of text that are kept without a file
 
@@ -114,10 +114,14 @@ class Space(contextlib.AbstractContextManager["Space"]):
     def _encoded_one_by_one(self, some: Iterator[Any], known: set[str]) -> tuple[Sequence[object], str]:
         names: list[object] = []
         texts: list[str] = []
+        size, end = 0, time.monotonic() + SLOW
         for item in some:
             key, args = item if self._is_named else (self.size + len(names), item)
             names.append(_to_name(key, known) if self._is_named else key)
             texts.append(_args_to_json(names[-1], args))
+            size += len(texts[-1])
+            if size > LARGE or time.monotonic() > end:  # the rest goes into the next batch
+                break
         return names, f"[{', '.join(texts)}]"
 
     def _keep(self, digest: Any, text: str) -> int:

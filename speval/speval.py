@@ -188,8 +188,8 @@ def claim(
 def _share(conn: Connection, room: int, first: int, least: int) -> int:
     """Return how many of `room` evaluations a worker may claim, for all workers to end together.
 
-    Half of its part of what is left: guided self-scheduling (Polychronopoulos and Kuck, 1987). But not less
-    than takes as long as the transaction.
+    Half of its part of what is left: guided self-scheduling (Polychronopoulos and Kuck, 1987). At least
+    `least`: a smaller claim takes less time than its own transaction.
     """
     pending = conn.execute(FIRST_PENDING, {"first": first}).fetchall() if room > 1 else []
     if not pending:
@@ -487,7 +487,9 @@ class Worker:
             yield outcome
         self._since = float("inf")
         if number:
-            self._pace.learn(number, self._clock() - began, *self._cost, self._db.locks.are_sure)
+            # Not on a server: there, large first batches of all workers wait for each other's rows.
+            watched = self._db.serial and self._db.locks.are_sure
+            self._pace.learn(number, self._clock() - began, *self._cost, watched)
 
     def _watch(self) -> float:
         """Let nothing wait behind a long evaluation; return when to look again, in seconds."""
@@ -570,7 +572,7 @@ class Worker:
                 if suggested is not None and not (rows := list(rows)) and add(self._db, conn, *suggested):
                     rows = claim(self._db, conn, self.id, room)
                 if room and self._db.serial and not (self._space or rows or any(left(conn))):
-                    self._counts = self._end(conn)  # at once: each transaction waits for those of the others
+                    self._counts = self._end(conn)  # another transaction would wait for all other workers
             stored = finished()
             if not self._joined:
                 announce(self._db.name, used=True)

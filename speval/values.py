@@ -22,8 +22,8 @@ from .errors import SpevalError, Unreadable, message, plain
 __all__ = ["MAX_ERROR", "blake2b", "encode", "error_of", "from_json", "refusal_of", "split", "to_json"]
 
 MAX_JSON = 400_000_000  # characters; SQLite takes 10**9 bytes a row, args, result and error together
-# What every Python reads. Until 3.11, lists inside each other share the recursion limit of 1,000 with the
-# frames of the program; debug builds of 3.12 and 3.13 read 500. Since 3.11, int() refuses more digits.
+# Limits that every supported Python can read. Up to 3.11, nested lists count towards the recursion limit of
+# 1,000, together with the frames of the program. Since 3.11, int() refuses more digits.
 MAX_DEPTH = 400
 MAX_DIGITS = 4300
 DEEP = f"lists and dicts are nested more than {MAX_DEPTH} deep: write a file, and store its name"
@@ -147,14 +147,14 @@ def _encode(value: Any) -> str:
 
 
 # The encoder also takes keys that are numbers, booleans or None, so two keys of its text may be equal. The
-# first search looks only at the ends of keys, in a tenth of the time of the encoder or less. The second is
-# exact, and takes a third of that time. If both find something, some key may not have been text.
+# first search looks only at the ends of keys, in a tenth of the encoder's time or less. The second reads
+# whole keys, and takes a third of the encoder's time. Only if both match is the text parsed.
 MAY_BE_NO_TEXT = re.compile(
     r'": (?<=[\deylN]": )'
     r'(?:(?<=\d": )|(?<="true": )|(?<="false": )|(?<="null": )|(?<=NaN": )|(?<=Infinity": ))'
 ).search
 IS_NO_TEXT = re.compile(r'"(?:-?\d[\d.e+-]*|true|false|null|NaN|-?Infinity)": ').search
-STEP = MAX_DIGITS // 2  # each longer integer has so many digits somewhere behind a multiple of it
+STEP = MAX_DIGITS // 2  # a longer integer than MAX_DIGITS has so many digits from some multiple of it on
 IS_LONG = re.compile(rf"\d{{{STEP}}}").match
 NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
 BRACKETS = bytes.maketrans(b"{}", b"[]")
@@ -164,7 +164,7 @@ STRING = re.compile(rb'"[^"]*"')
 def _check(text: str) -> None:
     """Raise ValueError if JSON would not come back as it was given, or not in every Python."""
     doubtful = False
-    if "{" in text:  # one character outside of the basic plane, and its two surrogates, are the same JSON
+    if "{" in text:  # a character outside the basic plane and its pair of surrogates have the same JSON
         doubtful = bool(MAY_BE_NO_TEXT(text) and IS_NO_TEXT(text)) or ("\\" in text and "\\ud" in text)
     if len(text) > 2 * MAX_DEPTH:
         doubtful = doubtful or any(IS_LONG(text, start) for start in range(0, len(text), STEP))
@@ -210,7 +210,8 @@ def to_json(value: Any) -> str:
             text = _encode(value)
             _check(text)
     except RecursionError as exc:
-        raise TypeError(f"cannot be stored as JSON: {DEEP} ({message(exc)})") from exc
+        calls = f"or the program's own calls are too deep ({message(exc)})"
+        raise TypeError(f"cannot be stored as JSON: {DEEP}; {calls}") from exc
     except Exception as exc:
         why = LONG if "set_int_max_str_digits" in message(exc) else message(exc)
         raise TypeError(f"cannot be stored as JSON: {why}") from exc
@@ -220,7 +221,7 @@ def to_json(value: Any) -> str:
 
 
 def split(texts: str) -> list[str]:
-    """Return the JSON of each element of a list, which `to_json` has made and which is not empty."""
+    """Return the JSON text of each element of a non-empty list that `to_json` encoded."""
     if '"' not in texts and "{" not in texts and texts.rfind("[") == 0:
         return texts[1:-1].split(", ")
     found, start = [], 1

@@ -35,7 +35,8 @@ __all__ = [
 
 JOIN = """
     INSERT INTO workers (id, host, pid, started, code, fate)
-    VALUES (:worker, :host, :pid, :now, :code, :fate)"""
+    SELECT :worker, :host, :pid, :now, :code, :fate
+    WHERE NOT EXISTS (SELECT 1 FROM workers WHERE id = :worker)"""
 # Who has locked a worker's row lets nobody else change what that holds. Where statements are sent in one go,
 # and there is no such row, this one is an error, and what was sent behind it is not done.
 LOOKUP_WORKER = """
@@ -55,7 +56,7 @@ TELL = """
     UPDATE workers SET fate = :fate WHERE fate = '' AND ended IS NULL AND pid = :pid AND host = :host"""
 OLDEST_CLAIM = """
     SELECT id, attempt FROM evals WHERE status = 'in_progress' AND worker = :worker ORDER BY id LIMIT 1"""
-# A row of its own for what the index says: SQLite takes the status in a WHERE from the index otherwise.
+# `held` is joined so that SQLite reads the status from the table. In a plain WHERE it trusts the index.
 ARE_REALLY_HELD = """
     SELECT 1 FROM evals JOIN evals AS held ON held.id = evals.id
     WHERE evals.status = 'in_progress' AND held.status || '' = 'in_progress'
@@ -121,7 +122,9 @@ def mark_dead(db: Database, conn: Connection, worker: int) -> None:
     """Mark a worker as ended that does not live; raise an error if the list of live workers still has it."""
     mark_ended(conn, worker)
     if db.serial and worker in [other for other, *_ in live(conn)]:
-        raise conn.DatabaseError("its table of workers is not right")  # and would be read again and again
+        raise conn.DatabaseError(
+            "its table of workers is not right"
+        )  # or each look would find the worker again
 
 
 def held(db: Database, conn: Connection, lost: Iterable[Loss]) -> list[Loss]:

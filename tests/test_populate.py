@@ -1,11 +1,13 @@
 """How an evaluation space comes into a database, is extended, and is refused if it is another one."""
 
+import itertools
 import logging
 import os
 import pathlib
 import pickle
 import random
 import sqlite3
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -176,6 +178,17 @@ def test_the_one_argument_without_json_among_many_is_named(db: pathlib.Path, kin
     with pytest.raises(TypeError, match="the arguments of evaluation '3000': cannot be stored as JSON"):
         speval(str, evals, db)
     assert not db.exists()
+
+
+def test_elements_that_suddenly_become_large_are_not_kept_in_memory() -> None:
+    megabytes = ("x" * 1_000_000 for _ in range(60))
+    tracemalloc.start()
+    try:
+        with Space(itertools.chain(range(3000), megabytes)) as space:
+            assert len(space) == 3060
+        assert tracemalloc.get_traced_memory()[1] < 15_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_error_in_the_users_iterable_comes_out_and_nothing_is_made(db: pathlib.Path) -> None:

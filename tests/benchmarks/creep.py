@@ -57,7 +57,11 @@ def creep() -> Iterator[Row]:
         return
     packages = PACKAGE, before
     for size, rounds in [(scaled(100_000), 2 * ROUNDS), (1, 6 * ROUNDS)]:
-        pairs = [[whole(size, package) for package in packages] for _ in range(rounds)]
+        pairs = []
+        for turn in range(rounds):  # in turn, the one or the other first
+            order = packages[:: 1 if turn % 2 else -1]
+            found = {package: whole(size, package) for package in order}
+            pairs.append([found[package] for package in packages])
         for index, what in enumerate(("CPU", "time")):
             values = [[its[index] for its in side] for side in zip(*pairs)]
             yield f"whole process, {size} no-ops, {what}, s", spread(values[0], ".3f"), ""
