@@ -22,6 +22,7 @@ The map: each module imports only from those below it.
     history               the evaluations so far, kept up to date
     reading               evaluations as dicts, or counted
     pace                  how many evaluations a worker claims at once
+    arguments             what speval() is given, checked
     space                 an evaluation space as text
     values                what a function takes, returns or raises, as text
     database              where evaluations are kept: the choice by a name
