@@ -58,7 +58,9 @@ class Ticker:
             again = self._action()
             if again is None:
                 with self._starting:
-                    if starts == self._starts and over is self._over and self._thread is not None:
+                    if over is not self._over:  # a signal handler has started another thread meanwhile
+                        return
+                    if starts == self._starts and self._thread is not None:
                         self._thread = None
                         _tickers.discard(self)
                         return
