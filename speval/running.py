@@ -67,8 +67,9 @@ def waiting_for_this() -> set[str]:
 def ends_process(exc: BaseException, signals: Signals, worker: int) -> bool:
     """Return True if what `func` raised is to end this process, and not only to fail the evaluation.
 
-    True for an interrupt, and for SystemExit if an interrupt came, or in a child that `func` forked from the
-    process `worker`. Also while a handler of `func` is installed, because that may have called sys.exit().
+    True for an interrupt. True for SystemExit if an interrupt came, if a handler of any signal raised it, or
+    in a child that `func` forked from the process `worker`. Also while a handler of `func` for an interrupt
+    is installed: `func` may exit because of what that has noted.
     """
     if not isinstance(exc, SystemExit):
         return isinstance(exc, (KeyboardInterrupt, Terminated))
@@ -76,8 +77,20 @@ def ends_process(exc: BaseException, signals: Signals, worker: int) -> bool:
     return (
         signals.interrupt is not None
         or os.getpid() != worker
+        or _is_from_handler(exc)
         or any(callable(handler) and not _is_known(handler, signals) for handler in handlers)
     )
+
+
+def _is_from_handler(exc: BaseException) -> bool:
+    """Return True if a signal handler, for example of a batch system's SIGUSR2, has raised an exception."""
+    handlers = map(signal.getsignal, signal.valid_signals())
+    functions = [getattr(handler, "__func__", handler) for handler in handlers]  # methods, too
+    codes = {function.__code__ for function in functions if hasattr(function, "__code__")}
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_frame.f_code not in codes:
+        trace = trace.tb_next
+    return trace is not None
 
 
 def _is_known(handler: Any, signals: Signals) -> bool:

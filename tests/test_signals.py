@@ -112,6 +112,31 @@ HANDLERS = {
 }
 
 
+@pytest.mark.parametrize("handler", ["exit_now", "Job().exit_now"])
+def test_system_exit_in_a_handler_of_any_signal_ends_the_instance(sandbox: Sandbox, handler: str) -> None:
+    """A batch system sends SIGUSR1, for example, some time before the time limit."""
+    script = f"""
+def exit_now(*args):
+    sys.exit(7)
+
+class Job:
+    def exit_now(self, *args):
+        sys.exit(7)
+
+def func(x):
+    note(x)
+    wait_for("never")
+
+signal.signal(signal.SIGUSR1, {handler})
+speval(func, range(2), "evals.db")
+"""
+    instance = sandbox.start(script)
+    until(sandbox.calls)
+    instance.send_signal(signal.SIGUSR1)
+    sandbox.end(instance, 7)
+    assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)] * 2
+
+
 @pytest.mark.parametrize("kind", HANDLERS)
 def test_system_exit_after_an_interrupt_ends_the_instance_without_a_loss(sandbox: Sandbox, kind: str) -> None:
     work, code = HANDLERS[kind]
@@ -180,7 +205,7 @@ def test_nor_is_it_lost_if_python_ignores_its_repetitions_too(
 class Slow:
     def __del__(self):
         note("deleting")
-        time.sleep(1000)  # ends by the interrupt
+        wait_for("never")  # ends by the interrupt
 
 def func(x):
     for _ in range(5):

@@ -488,7 +488,7 @@ NOT_JSON: dict[str, tuple[Any, str, str]] = {
     "too many digits in a list": ([1, {"x": -(10**4300)}], "more than 4300 digits", "list"),
     "long repr": ({3: ["x" * 100_000, 1j]}, "complex", "[...]"),
     "dataclass in itself": (selfish(), "Circular", "func returned Point("),
-    "object in a set of its own": (Convertible([{Endless()}]), "recursion", "Convertible()"),
+    "object in a set of its own": (Convertible([{Endless()}]), "too deep", "Convertible()"),
     "to_dict needs more": (Demanding(), "argument", "func returned <"),
     "tolist raises": (Convertible(ValueError("no list")), "no list", "Convertible()"),
     "tolist raises surrogates": (Convertible(ValueError("\udcff")), r"\udcff", "Convertible()"),
@@ -496,7 +496,7 @@ NOT_JSON: dict[str, tuple[Any, str, str]] = {
     "tolist raises a long text": (Convertible(ValueError("x" * 10**6)), "xxx", "Convertible()"),
     "tolist returns itself": (Convertible(None), "Convertible", "Convertible()"),
     "tolist returns bytes": (Convertible({b"1"}), "bytes", "Convertible()"),
-    "tolist without end": (Endless(), "recursion", "Endless"),
+    "tolist without end": (Endless(), "too deep", "Endless"),
 }
 
 
