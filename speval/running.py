@@ -85,7 +85,7 @@ def ends_process(exc: BaseException, signals: Signals, worker: int) -> bool:
 def _is_from_handler(exc: BaseException) -> bool:
     """Return True if a signal handler, for example of a batch system's SIGUSR2, has raised an exception."""
     handlers = map(signal.getsignal, signal.valid_signals())
-    functions = [getattr(handler, "__func__", handler) for handler in handlers]  # methods, too
+    functions: list[Any] = [getattr(handler, "__func__", handler) for handler in handlers]  # methods, too
     codes = {function.__code__ for function in functions if hasattr(function, "__code__")}
     trace = exc.__traceback__
     while trace is not None and trace.tb_frame.f_code not in codes:
