@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import operator
 import os
 import signal
@@ -75,7 +76,7 @@ def ends_process(exc: BaseException, signals: Signals, worker: int) -> bool:
         return isinstance(exc, (KeyboardInterrupt, Terminated))
     handlers = [signal.getsignal(signum) for signum in signals.handlers if signum in INTERRUPTS]
     return (
-        signals.interrupt is not None
+        signals.has_come
         or os.getpid() != worker
         or _is_from_handler(exc)
         or any(callable(handler) and not _is_known(handler, signals) for handler in handlers)
@@ -85,12 +86,20 @@ def ends_process(exc: BaseException, signals: Signals, worker: int) -> bool:
 def _is_from_handler(exc: BaseException) -> bool:
     """Return True if a signal handler, for example of a batch system's SIGUSR2, has raised an exception."""
     handlers = map(signal.getsignal, signal.valid_signals())
-    functions: list[Any] = [getattr(handler, "__func__", handler) for handler in handlers]  # methods, too
-    codes = {function.__code__ for function in functions if hasattr(function, "__code__")}
+    codes = set(map(_code_of, handlers)) - {None}
     trace = exc.__traceback__
     while trace is not None and trace.tb_frame.f_code not in codes:
         trace = trace.tb_next
     return trace is not None
+
+
+def _code_of(handler: Any) -> Any:
+    """Return the code that a handler runs: a function, a method, a `functools.partial` or an object."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if not hasattr(handler, "__code__") and callable(handler):
+        handler = type(handler).__call__
+    return getattr(handler, "__code__", None)
 
 
 def _is_known(handler: Any, signals: Signals) -> bool:

@@ -107,21 +107,26 @@ HANDLERS = {
         "do(lambda x: do(func, 'inner.db'))",
         f"{HANDLER}; note('set'); time.sleep(1000)",
     ),
+    "a flag": (f"{FLAG}\ndo(func)", "wait_for_flag(); sys.exit(7)"),
     "a flag of func": ("do(func)", f"{FLAG}; note('set'); wait_for_flag(); sys.exit(7)"),
     "of the default": ("do(lambda x: do(func, 'inner.db'))", "exit_at_interrupt()"),
 }
 
 
-@pytest.mark.parametrize("handler", ["exit_now", "Job().exit_now"])
+@pytest.mark.parametrize("handler", ["exit_now", "Job().exit_now", "functools.partial(exit_now)", "Job()"])
 def test_system_exit_in_a_handler_of_any_signal_ends_the_instance(sandbox: Sandbox, handler: str) -> None:
     """A batch system sends SIGUSR1, for example, some time before the time limit."""
     script = f"""
+import functools
+
 def exit_now(*args):
     sys.exit(7)
 
 class Job:
     def exit_now(self, *args):
         sys.exit(7)
+
+    __call__ = exit_now
 
 def func(x):
     note(x)
@@ -163,7 +168,7 @@ def do(work, name="evals.db"):
 {work}
 """
     instance = sandbox.start(script)
-    until(lambda: len(sandbox.calls()) == 1 + ("set by" in kind or "flag" in kind))
+    until(lambda: len(sandbox.calls()) == 1 + ("set by" in kind or "flag of" in kind))
     instance.send_signal(signal.SIGTERM)
     sandbox.end(instance, -signal.SIGTERM if kind == "of the default" else 7)
     assert [(row["status"], row["losses"]) for row in load_evals(sandbox.db)] == [("pending", 0)] * 2

@@ -425,10 +425,10 @@ class Job:
             if self._idle >= MOMENT:
                 _kill(process)
         elif self._limit is not None and self._stint.goes_on(self._count.value, passed) >= self._limit:
-            log.warning("worker process %s has run past %g s and is ended", process.pid, self._limit)
             self._how = f"was ended past {self._limit:g} s"
             self._ending = 0.0
             process.terminate()
+            log.warning("worker process %s has run past %g s and is ended", process.pid, self._limit)
 
     def terminate(self) -> None:
         """Tell the process to end, if it has not been told."""

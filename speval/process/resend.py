@@ -51,7 +51,7 @@ class Resender:
 
     def __init__(self) -> None:
         self.waiting: dict[int, tuple[Any, BaseException | None]] = {}
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()  # a handler may interrupt the main thread that has it
         self._ticker = Ticker(self._send)
         self._pause = FIRST_PAUSE
 
@@ -78,11 +78,17 @@ class Resender:
         handler, exc = self._take(signum)
         if exc is not None:
             raise exc
-        handler(signum, frame)
+        if handler is not None:
+            handler(signum, frame)
 
     def _take(self, signum: int) -> tuple[Any, BaseException | None]:
-        """Stop sending a signal and put its handler back; return the handler and its ignored exception."""
-        handler, exc = self.waiting.pop(signum)
+        """Stop sending a signal and put its handler back; return the handler and its ignored exception.
+
+        Both are None if the signal came just now, and its handler has run.
+        """
+        handler, exc = self.waiting.pop(signum, (None, None))
+        if handler is None:
+            return None, None
         try:
             with self._sending:  # the thread has sent the signal for the last time
                 pass
@@ -95,21 +101,21 @@ class Resender:
 
     def deliver(self) -> None:
         """Call the handlers of all waiting signals now; raise their ignored exceptions."""
-        while self.waiting:
-            signum = next(iter(self.waiting))
-            _, exc = self._take(signum)
+        for signum in list(self.waiting):
+            handler, exc = self._take(signum)
             if exc is not None:
                 raise exc
-            signal.raise_signal(signum)
+            if handler is not None:
+                signal.raise_signal(signum)
 
     def cancel(self) -> list[int]:
         """Stop sending all signals; return those whose handlers have not run."""
         taken = [(signum, self._take(signum)) for signum in list(self.waiting)]
-        return [signum for signum, (_, exc) in taken if exc is None]
+        return [signum for signum, (handler, exc) in taken if handler is not None and exc is None]
 
     def forget(self) -> None:
         """In a forked child: put the handlers back. The signals were sent to the parent."""
-        self._sending = threading.Lock()  # the thread that held it is not in the child
+        self._sending = threading.RLock()  # the thread that held it is not in the child
         self.cancel()
 
 

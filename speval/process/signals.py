@@ -86,6 +86,8 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
     ----------
     interrupt : BaseException or None
         What an interrupt has raised, even if `func` caught it.
+    has_come : bool
+        An interrupt has come. Its handler may have done no more than set a flag.
     handlers : dict
         The handlers that are put back at the end. Only of the main thread, elsewhere none is touched.
     """
@@ -96,6 +98,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         self._came: float | None = None  # the first of late, at
         self._held: list[int] = []  # to be heeded when they are let through
         self._heeded = 0  # the last that was
+        self.has_come = False
         self._stop = Stop()
         self._now = HOLDING
         self._hook: Callable[[Any], Any]
@@ -148,6 +151,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
     def _heed(self, signum: int, frame: types.FrameType | None) -> None:
         handler = self.handlers[signum]
         self._heeded = signum
+        self.has_come |= signum in INTERRUPTS
         try:
             if callable(handler):
                 handler(signum, frame)
